@@ -1,0 +1,72 @@
+"""What FINN asks of a network, as data: the rules, and the finding that says where one is broken.
+
+Each rule was seen in runs of FINN+ 1.6.1 (PyPI `finn-plus`). A rule is a sentence; the finding adds the place, what was
+found there and what to do. `fxfactor.finn.check` lists findings, `fxfactor.finn.estimate` stops at the first that blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+INPUT = "the network starts with a quantizer of one scale, which says what integers come in"
+QUANTIZED = "every tensor that enters a convolution, linear layer or pooling is quantized"
+WEIGHTS = "the weights of every convolution and linear layer are quantized with zero point 0"
+GROUPS = "a convolution has 1 group, or as many groups as input and as output channels"
+JOIN = "tensors that meet in an addition carry the same scale"
+ZERO_POINT = "activations and weights have zero point 0"
+BITS = "activations have 1 to 8 bits"
+ROUNDING = "activations are rounded to nearest, up or down"
+ONE_SCALE = "what enters a convolution or linear layer has one scale for all channels"
+MONOTONE = "between a layer and its quantizer stand only functions that never fall"
+PADDING = "padding is with zeros, and zero stands for the number 0"
+POOLING = "max pooling works on quantized values, with a stride not above the kernel and without ceil_mode"
+SIGNED_PADDING = "padded max pooling works on unsigned values"
+AVERAGE = "average pooling counts its padding (count_include_pad) and does not use ceil_mode"
+OPERATION = "every operation is one that FINN has hardware for"
+SHAPES = "shapes are static and the batch size is 1"
+LINEAR_INPUT = "a linear layer works on a flat tensor (N, features)"
+ONE_OUTPUT = "the network has one input and one output"
+SPLIT = "channels are split with torch.split and explicit sizes"
+EXPORT = "the network exports to QONNX"
+BRANCHES = "a convolution is split into at most 16 branches"
+
+MOST_BRANCHES = 16
+"""Branches of one split convolution from which on its streams cost more than the smaller convolutions save."""
+
+REMEDIES = {
+    "Add": "quantize both tensors with one shared quantizer before the addition",
+    "ArgMax": "end the network in its linear logits and take the argmax on the host",
+    "Clip": "use a Brevitas QuantReLU in its place, or put a quantizer right after it",
+    "ConvTranspose": "use nearest-neighbour upsampling outside of the network, or another architecture",
+    "Dropout": "export in evaluation mode",
+    "Gelu": "use a ReLU in its place and fine-tune",
+    "HardSwish": "use a ReLU in its place and fine-tune",
+    "LayerNormalization": "use batch normalisation in its place",
+    "Mul": "gating (squeeze and excitation) needs the product of two activations: use a block without it",
+    "Pad": "pad inside the convolution (padding=) with zeros; a channel-padding shortcut becomes a fixed 1x1 convolution "
+    "in fxfactor.capture",
+    "Resize": "use an architecture without upsampling",
+    "Slice": "use torch.split(x, [n, ...], 1) in place of indexing channels",
+    "Softmax": "end the network in its linear logits and take the softmax on the host",
+    "TopK": "end the network in its linear logits and take the top k on the host",
+    "Trunc": "use torch.nn.AvgPool2d, or AdaptiveAvgPool2d(1), and a quantizer after it",
+    "Upsample": "use an architecture without upsampling",
+}
+"""ONNX operation -> what to do about it, for operations that the integer graph has no form for."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`rule` is broken at `site` (a module path of the model where one is known) by what was `found`; see `remedy`.
+
+    A finding that does not `block` costs hardware but compiles.
+    """
+
+    rule: str
+    site: str
+    found: str
+    remedy: str
+    blocks: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.site}: required: {self.rule}; found: {self.found}; {self.remedy}"
