@@ -1,0 +1,183 @@
+"""Three ways to get a graph out of a network, from the one that keeps most of it to the one that takes any.
+
+`trace_symbolic` keeps every module and every shape open. `trace_concrete` lets shapes be numbers while tracing, so that
+control flow on shapes works; the batch size stays open where the network lets it. `trace_export` uses torch.export and
+gives a graph of ATen operators, which `fxfactor.normalize` turns back into modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule, Node, Proxy
+from torch.fx.node import map_aggregate
+from torch.utils import _pytree as pytree
+
+_KNOWN = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear),
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm),
+)
+_RANDOM_IN_TRAINING = ("StochasticDepth", "DropPath", "DropBlock2d")
+
+
+class _Tracer(fx.Tracer):
+    """Leaves are torch's own layers, subclasses of them that compute the same, and layers that drop at random."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if is_random_drop(m):
+            return True
+        for known in _KNOWN:
+            if isinstance(m, known):
+                return _computes_like(type(m), known)
+        return super().is_leaf_module(m, module_qualified_name)
+
+
+def _computes_like(kind: type[nn.Module], known: type[nn.Module]) -> bool:
+    """Whether a subclass inherits what its forward does: then it may stand for its base class."""
+    return all(getattr(kind, name, None) is getattr(known, name, None) for name in ("forward", "_conv_forward"))
+
+
+def is_random_drop(module: nn.Module) -> bool:
+    """Whether `module` drops values at random in training and is the identity in eval (dropout, stochastic depth)."""
+    return isinstance(module, nn.modules.dropout._DropoutNd) or type(module).__name__ in _RANDOM_IN_TRAINING
+
+
+def trace_symbolic(model: nn.Module) -> GraphModule:
+    """Trace with symbolic values; needs no inputs. Raises whatever the model's code raises on a symbolic value."""
+    return _module(_Tracer(), model)
+
+
+def trace_concrete(model: nn.Module, inputs: tuple[Any, ...]) -> GraphModule:
+    """Trace with the shapes of `inputs` known as numbers; the size of dimension 0 stays open where it can."""
+    return _module(_ConcreteTracer(inputs), model)
+
+
+def _module(tracer: fx.Tracer, model: nn.Module) -> GraphModule:
+    graph = tracer.trace(model)
+    return GraphModule(tracer.root, graph, type(model).__name__)
+
+
+class _SizedProxy(Proxy):
+    """A proxy that knows the (fake) value it stands for, and answers questions about shapes with numbers."""
+
+    value: Any
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        return self.size()
+
+    @property
+    def ndim(self) -> int:
+        return len(self.value.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.value.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.value.device
+
+    def dim(self) -> int:
+        return self.ndim
+
+    def size(self, dim: int | None = None) -> Any:
+        sizes = tuple(int(size) for size in self.value.shape)
+        if dim is not None:
+            return self._batch() if dim % len(sizes) == 0 else sizes[dim]
+        return (self._batch(), *sizes[1:]) if sizes else ()
+
+    def _batch(self) -> Any:
+        return self.tracer.create_proxy("call_method", "size", (self, 0), {})
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __bool__(self) -> bool:
+        return bool(self._number())
+
+    def __int__(self) -> int:
+        return int(self._number())
+
+    def __index__(self) -> int:
+        return int(self._number())
+
+    def __float__(self) -> float:
+        return float(self._number())
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([self[index] for index in range(len(self.value))])
+
+    def _number(self) -> Any:
+        if isinstance(self.value, Tensor):
+            raise fx.proxy.TraceError(f"the control flow depends on the values of {self.node.name!r}, not only on shapes")
+        return self.value
+
+
+class _ConcreteTracer(_Tracer):
+    """Computes every node on fake tensors as it is made, so that its shape is known to the code that comes next."""
+
+    def __init__(self, inputs: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.inputs = iter(pytree.tree_map_only(Tensor, self.mode.from_tensor, inputs))
+        self.evaluating = False
+
+    def proxy(self, node: Node) -> Proxy:
+        return _SizedProxy(node, self)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> Any:
+        result = super().create_proxy(kind, target, args, kwargs, *rest, **named)
+        values = map_aggregate((args, kwargs), lambda x: x.value if isinstance(x, _SizedProxy) else x)
+        self.evaluating = True
+        try:
+            with self.mode, torch.no_grad():
+                result.value = self._evaluate(kind, target, *values)
+        finally:
+            self.evaluating = False
+        return result
+
+    def _evaluate(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+        if kind == "placeholder":
+            return next(self.inputs, args[0] if args else None)
+        if kind == "get_attr":
+            path, _, name = target.rpartition(".")
+            return getattr(self.root.get_submodule(path), name)
+        if kind == "call_module":
+            return self.root.get_submodule(target).forward(*args, **kwargs)
+        if kind == "call_method":
+            return getattr(args[0], target)(*args[1:], **kwargs)
+        return target(*args, **kwargs) if kind == "call_function" else None
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if self.evaluating:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.evaluating:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+
+def trace_export(model: nn.Module, inputs: tuple[Any, ...]) -> GraphModule:
+    """torch.export with an open batch size where the network allows it, as a flat graph of ATen operators."""
+    # export takes a size of 1 for a constant, so it sees the inputs twice along the batch
+    inputs = pytree.tree_map_only(Tensor, lambda x: torch.cat([x, x]) if x.dim() and x.shape[0] == 1 else x, inputs)
+    dynamic = tuple({0: torch.export.Dim.AUTO} if isinstance(x, Tensor) and x.dim() else None for x in inputs)
+    with torch.no_grad():
+        exported = torch.export.export(model, inputs, dynamic_shapes=dynamic, strict=False)
+    module = exported.module()
+    output = next(node for node in module.graph.nodes if node.op == "output")
+    leaves = pytree.tree_leaves(output.args[0])
+    output.args = (pytree.tree_unflatten(leaves, exported.call_spec.out_spec),)
+    for node in reversed(list(module.graph.nodes)):
+        if node.op == "call_module" and not node.users or "assert" in str(node.target):
+            module.graph.erase_node(node)  # guards on the shapes at capture
+    module.graph.set_codegen(fx.graph.CodeGen())
+    module.graph.eliminate_dead_code()
+    return GraphModule(module, module.graph, type(model).__name__)

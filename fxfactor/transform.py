@@ -1,0 +1,82 @@
+"""The one call: capture, factorize, quantize, calibrate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from fxfactor.calibrate import calibrate
+from fxfactor.capture import capture
+from fxfactor.errors import PreconditionError
+from fxfactor.graph import convolutions
+from fxfactor.passes import FactorizeDepth, Quantize
+from fxfactor.pipeline import Pass, Pipeline
+from fxfactor.plan import Level, Plan, check_bits, check_level, kept_sites
+
+
+def transform(
+    model: nn.Module,
+    level: Level | None = None,
+    bits: int | tuple[int | None, int | None] | None = None,
+    *,
+    plan: Plan | None = None,
+    keep: Iterable[str] = (),
+    example_inputs: Tensor | tuple[Any, ...] | None = None,
+    calibration: Iterable[Any] | None = None,
+) -> GraphModule:
+    """Split the convolutions of a CNN into depth-factorized subgraphs and substitute Brevitas quantized layers.
+
+    Before: any nn.Module with convolutions. After: a trainable torch.fx.GraphModule with the same inputs and outputs,
+    in which `site` has become `site.spatial` (grouped k×k) and `site.pointwise` (1×1), all layers have `bits`-bit weights
+    and all tensors between them `bits`-bit activations. `model` itself is not changed.
+
+    level: an int ≥ 0 (0, the default, factorizes nothing) or "depthwise"; see `fxfactor.groups_at`.
+    bits: 2 to 8, or (weight bits, activation bits); None, the default, stays in floating point. The first layer and the
+    classifier get 8 bits. plan: groups, mid and bits for each layer, instead of level and bits. keep: module paths that
+    are not factorized. example_inputs: a tensor or tuple of arguments, where the input cannot be inferred.
+    calibration: batches of images that set the activation ranges; without them the batch norms' statistics do.
+
+    What was changed and what was left alone, and why: `fxfactor.summary(result)`.
+
+    Raises PreconditionError on values out of range, unknown sites and a network without convolutions, CaptureError where
+    the network cannot be captured.
+    """
+    if plan is not None and (level is not None or bits is not None):
+        raise PreconditionError(f"give a plan, or level and bits, not both; found level={level!r}, bits={bits!r} and a plan")
+    level = 0 if level is None else level
+    check_level(level)
+    weight_bits, activation_bits = bits if isinstance(bits, tuple) and len(bits) == 2 else (bits, bits)
+    check_bits(weight_bits, "bits")
+    check_bits(activation_bits, "bits")
+    graph = capture(model, example_inputs)
+    if not any(True for _ in convolutions(graph)):
+        raise PreconditionError(
+            f"fxfactor factorizes convolutions, and {type(model).__name__} has none that its forward calls; pass a CNN"
+        )
+    passes = plan_passes(plan) if plan is not None else _uniform_passes(level, weight_bits, activation_bits, keep)
+    if plan is not None:
+        plan.require_fits(graph)
+        kept_sites(graph, keep)
+    result = Pipeline(*passes)(graph).graph
+    if calibration is not None:
+        calibrate(result, calibration)
+    return result
+
+
+def plan_passes(plan: Plan, fit: bool = True) -> tuple[Pass, ...]:
+    """The passes that a plan stands for; with `fit=False` the factors stay empty, for weights to be loaded."""
+    layers = plan.layers.values()
+    quantizes = plan.join_bits is not None or any(layer.weight_bits or layer.activation_bits for layer in layers)
+    return (FactorizeDepth(plan=plan, fit=fit), *((Quantize(plan=plan),) if quantizes else ()))
+
+
+def _uniform_passes(
+    level: Level, weight_bits: int | None, activation_bits: int | None, keep: Iterable[str]
+) -> tuple[Pass, ...]:
+    factorize = FactorizeDepth(level=level, keep=(keep,) if isinstance(keep, str) else tuple(keep))
+    if weight_bits is None and activation_bits is None:
+        return (factorize,)
+    return (factorize, Quantize(weight_bits, activation_bits))

@@ -1,0 +1,134 @@
+"""FactorizeDepth: a k×k convolution becomes a grouped k×k convolution and a pointwise one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from fxfactor.errors import PreconditionError
+from fxfactor.factors import svd_factors
+from fxfactor.graph import CONVOLUTIONS, Convolution, Site, replace_with_chain, shape_of, sites
+from fxfactor.pipeline import Change, Pass, Skip
+from fxfactor.plan import LayerPlan, Level, Plan, check_level, choose_groups, kept_sites, reason_to_keep
+
+
+@dataclass(frozen=True)
+class FactorizeDepth(Pass):
+    """Split convolutions into depth-factorized subgraphs, by a level for all or by a plan.
+
+    Before: `site`, weight (C_out, C_in/g, k, k). After: `site.spatial`, weight (mid, C_in/G, k, k), G groups, with the
+    stride, padding, padding mode and dilation of the original; then `site.pointwise`, weight (C_out, mid/g, 1, 1), with
+    its bias. mid is C_in unless the plan says otherwise.
+
+    Left as they are: the first convolution, 1×1 and depthwise ones, those with fewer than 8 input channels, and where
+    the factors would not need fewer MACs. A plan may split the first one and small ones too. Sites in `keep`, or below
+    a path in it, are left alone.
+
+    Loses: ‖W − UV‖/‖W‖ of every site is reported as `relative_error`; the factors are the best in the Frobenius norm
+    (truncated SVD per group, Eckart and Young 1936). With `fit=False` the factors stay empty, for weights to be loaded.
+
+    Raises PreconditionError on a level below 0, and on a site in `plan` or `keep` that the network does not have or that
+    cannot have the groups and mid that the plan wants. Source: FactorizeNet (Yun and Wong 2020, arXiv 2011.14586).
+    """
+
+    level: Level | None = None
+    plan: Plan | None = None
+    keep: tuple[str, ...] = ()
+    fit: bool = True
+
+    def __post_init__(self) -> None:
+        if (self.level is None) == (self.plan is None):
+            raise PreconditionError(
+                f"FactorizeDepth needs a level or a plan, found level={self.level!r} and "
+                f"{'a' if self.plan else 'no'} plan; pass one of them"
+            )
+        if self.level is not None:
+            check_level(self.level)
+
+    def check(self, graph: GraphModule) -> None:
+        kept_sites(graph, self.keep)
+        if self.plan is not None:
+            self.plan.require_fits(graph)
+
+    def rewrite(self, graph: GraphModule) -> Iterator[Change | Skip]:
+        kept = kept_sites(graph, self.keep)
+        for index, (name, site) in enumerate(sites(graph).items()):
+            if isinstance(site.modules[0], nn.Linear):
+                continue
+            if name in kept:
+                yield Skip(name, "kept on request")
+                continue
+            wanted = self._wanted(site, first=index == 0)
+            if isinstance(wanted, str):
+                yield Skip(name, wanted)
+            else:
+                yield self._split(graph, site, *wanted)
+
+    def _wanted(self, site: Site, first: bool) -> tuple[int, int] | str:
+        """Groups and mid for a site, or the reason to leave it as it is."""
+        conv = site.modules[0]
+        if self.plan is None:
+            groups = choose_groups(site, cast(Level, self.level), first)
+            return groups if isinstance(groups, str) else (groups, conv.in_channels)
+        layer = self.plan.layers.get(site.name, LayerPlan())
+        if site.factorized:
+            return "already factorized"
+        if layer.groups is None:
+            return reason_to_keep(conv, first) or "the plan leaves it in one piece"
+        return layer.groups, layer.mid or conv.in_channels
+
+    def _split(self, graph: GraphModule, site: Site, groups: int, mid: int) -> Change:
+        node, conv = site.nodes[0], site.modules[0]
+        if self.fit:
+            factors = svd_factors(conv.weight.detach(), groups, mid, conv.groups)
+            spatial_weight, pointwise_weight, error = factors.spatial, factors.pointwise, factors.relative_error
+        else:
+            ones = [1] * len(conv.kernel_size)
+            spatial_weight = conv.weight.new_zeros(mid, conv.in_channels // groups, *conv.kernel_size)
+            pointwise_weight, error = conv.weight.new_zeros(conv.out_channels, mid // conv.groups, *ones), None
+        spatial = convolution_like(conv, spatial_weight, groups, bias=None)
+        pointwise = pointwise_like(conv, pointwise_weight)
+        shape = shape_of(node)
+        replace_with_chain(
+            graph, node, {"spatial": (spatial, (shape[0], mid, *shape[2:])), "pointwise": (pointwise, shape)}
+        )
+        return Change(site.name, (f"{site.name}.spatial", f"{site.name}.pointwise"), error)
+
+
+def convolution_like(conv: Convolution, weight: Tensor, groups: int, bias: Tensor | None) -> nn.Module:
+    """A convolution of the same class, stride, padding and dilation as `conv`, with another weight, groups and bias."""
+    kind = next(known for known in CONVOLUTIONS if isinstance(conv, known))
+    with torch.device("meta"):
+        new = kind(
+            weight.shape[1] * groups,
+            weight.shape[0],
+            tuple(weight.shape[2:]),  # type: ignore[arg-type]
+            stride=conv.stride,  # type: ignore[arg-type]
+            padding=conv.padding,  # type: ignore[arg-type]
+            dilation=conv.dilation,  # type: ignore[arg-type]
+            groups=groups,
+            bias=bias is not None,
+            padding_mode=conv.padding_mode,
+        )
+    return _with_tensors(new, conv, weight, bias)
+
+
+def pointwise_like(conv: Convolution, weight: Tensor) -> nn.Module:
+    """The 1×1 convolution that stands behind the spatial factor of `conv` and takes over its groups and bias."""
+    kind = next(known for known in CONVOLUTIONS if isinstance(conv, known))
+    with torch.device("meta"):
+        new = kind(weight.shape[1] * conv.groups, weight.shape[0], 1, groups=conv.groups, bias=conv.bias is not None)
+    return _with_tensors(new, conv, weight, None if conv.bias is None else conv.bias.detach())
+
+
+def _with_tensors(new: nn.Module, conv: Convolution, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    new.weight = nn.Parameter(weight, requires_grad=conv.weight.requires_grad)
+    if bias is not None:
+        new.bias = nn.Parameter(bias)
+    new.training = conv.training
+    return new
