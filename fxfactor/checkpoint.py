@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.fx import GraphModule
 
-from fxfactor.capture import capture
+from fxfactor.capture import ASSUMED, capture
 from fxfactor.errors import PreconditionError
 from fxfactor.files import new_folder
 from fxfactor.graph import placeholders, shape_of
 from fxfactor.pipeline import HISTORY, Change, Pipeline, Skip
 from fxfactor.plan import Plan
 
-WEIGHTS, PLAN = "model.safetensors", "plan.json"
+WEIGHTS, PLAN, ABOUT = "model.safetensors", "plan.json", "fxfactor"
 
 
 def save(qmodel: GraphModule, folder: str | Path, source: str | None = None) -> Path:
@@ -34,16 +34,16 @@ def save(qmodel: GraphModule, folder: str | Path, source: str | None = None) -> 
         raise PreconditionError(
             f"save needs what fxfactor.transform gives, found {type(qmodel).__name__}; transform the model first"
         )
-    records = qmodel.meta.get(HISTORY, ())
-    extra = {
+    about = {
         "source": source,
+        "input_assumed": bool(qmodel.meta.get(ASSUMED)),
         "input_shapes": [list(shape_of(node)) for node in placeholders(qmodel)],
-        "history": [{"kind": type(record).__name__, **asdict(record)} for record in records],
+        "history": [{"kind": type(record).__name__, **asdict(record)} for record in qmodel.meta.get(HISTORY, ())],
     }
     with new_folder(folder, "saving the network", marker=PLAN) as new:
         state = {key: value.detach().cpu().contiguous() for key, value in qmodel.state_dict().items()}
-        save_file(_without_aliases(state), new / WEIGHTS)
-        (new / PLAN).write_text(_with_extra(Plan.of(qmodel), extra), encoding="utf-8")
+        save_file(state, new / WEIGHTS, metadata={ABOUT: json.dumps(about)})
+        Plan.of(qmodel).save(new / PLAN)
     return Path(folder)
 
 
@@ -55,34 +55,47 @@ def load(folder: str | Path, model: nn.Module) -> GraphModule:
     """
     from fxfactor.transform import plan_passes
 
-    data = read_plan(folder)
-    extra = data.pop("saved")
+    about = read_about(folder)
     if isinstance(model, GraphModule) and HISTORY in model.meta:
         graph = capture(model)
     else:
-        graph = capture(model, tuple(torch.zeros(shape, dtype=_dtype(model)) for shape in extra["input_shapes"]))
-        graph = Pipeline(*plan_passes(Plan.from_dict(data), fit=False))(graph).graph
-        graph.meta[HISTORY] = tuple(_record(entry) for entry in extra["history"])
-    path = Path(folder) / WEIGHTS
+        plan = Plan.load(Path(folder) / PLAN)
+        inputs = tuple(torch.zeros(shape, dtype=_dtype(model)) for shape in about["input_shapes"])
+        graph = Pipeline(*plan_passes(plan, fit=False))(capture(model, inputs)).graph
+        graph.meta[ASSUMED] = about["input_assumed"]
+        graph.meta[HISTORY] = tuple(_record(entry) for entry in about["history"])
+    state = load_file(Path(folder) / WEIGHTS)
     try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise PreconditionError(f"cannot read {str(path)!r}: {error}; the folder is damaged, save it again") from error
-    _load_state(graph, state, path)
+        graph.load_state_dict(state)
+    except RuntimeError as error:
+        raise PreconditionError(
+            f"the weights in {str(folder)!r} do not fit this {type(model).__name__}: {str(error).splitlines()[-1].strip()}; "
+            "pass the model that was saved, or a graph that went through the same passes"
+        ) from error
     return graph
 
 
-def read_plan(folder: str | Path) -> dict[str, Any]:
-    """plan.json of a saved folder as a dict, with what `save` added under "saved". Raises PreconditionError."""
-    path = Path(folder) / PLAN
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
+def read_about(folder: str | Path) -> dict[str, Any]:
+    """What `save` noted beside the weights: source, input_shapes, history. Raises PreconditionError."""
+    path = Path(folder) / WEIGHTS
+    if not path.is_file() or not (Path(folder) / PLAN).is_file():
         raise PreconditionError(
-            f"{str(folder)!r} is not a saved network: cannot read {PLAN} ({error.strerror}); pass a folder from fxfactor.save"
-        ) from error
-    except json.JSONDecodeError as error:
-        raise PreconditionError(f"{str(path)!r} is damaged at line {error.lineno}: {error.msg}") from error
-    if not isinstance(data, dict) or "saved" not in data:
-        raise PreconditionError(f"{str(path)!r} is a plan alone, not a saved network; pass a folder from fxfactor.save")
-    return data
+            f"{str(folder)!r} is not a saved network: it must hold {WEIGHTS} and {PLAN}; pass a folder from fxfactor.save"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get(ABOUT, "null"))
+    except (OSError, SafetensorError) as error:
+        raise PreconditionError(f"cannot read {str(path)!r}: {error}; the file is damaged, save the network again") from error
+    if about is None:
+        raise PreconditionError(f"{str(path)!r} was not written by fxfactor.save; pass a folder that was")
+    return about
+
+
+def _record(entry: dict[str, Any]) -> Change | Skip:
+    kind = entry.pop("kind")
+    return Change(entry["site"], tuple(entry["into"]), entry["relative_error"]) if kind == "Change" else Skip(**entry)
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in model.parameters()), torch.float32)

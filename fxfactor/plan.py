@@ -78,7 +78,7 @@ def reason_to_keep(conv: nn.Module, first: bool = False) -> str | None:
     if first:
         return "the first convolution"
     if math.prod(conv.kernel_size) == 1:
-        return "1×1 convolution: already pointwise"
+        return "already pointwise"
     if conv.groups == conv.in_channels:
         return "already depthwise"
     if conv.in_channels < SMALLEST_INPUT:
