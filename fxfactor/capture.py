@@ -176,9 +176,7 @@ def _runs(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
 def _difference(model: nn.Module, graph: GraphModule, inputs: tuple[Any, ...]) -> float:
     """Relative difference between model and graph, both in eval and float64, on random values of these shapes."""
     generator = torch.Generator().manual_seed(0)
-    random = tuple(
-        torch.randn(x.shape, generator=generator, dtype=torch.float64) if _is_real(x) else x for x in inputs
-    )
+    random = tuple(torch.randn(x.shape, generator=generator, dtype=torch.float64) if _is_real(x) else x for x in inputs)
     with torch.no_grad():
         wanted = copy.deepcopy(model).eval().double().cpu()(*random)
         found = copy.deepcopy(graph).eval().double().cpu()(*random)

@@ -86,7 +86,9 @@ def read_about(folder: str | Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get(ABOUT, "null"))
     except (OSError, SafetensorError) as error:
-        raise PreconditionError(f"cannot read {str(path)!r}: {error}; the file is damaged, save the network again") from error
+        raise PreconditionError(
+            f"cannot read {str(path)!r}: {error}; the file is damaged, save the network again"
+        ) from error
     if about is None:
         raise PreconditionError(f"{str(path)!r} was not written by fxfactor.save; pass a folder that was")
     return about

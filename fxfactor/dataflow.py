@@ -7,7 +7,6 @@ A *source* is where a tensor's values were computed, seen through transparent op
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
@@ -25,11 +24,36 @@ _TRANSPARENT_MODULES = (
     *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
 )
 _TRANSPARENT_NAMES = frozenset(
-    "flatten view reshape permute transpose contiguous squeeze unsqueeze chunk split getitem narrow select slice clone "
-    "swapaxes movedim expand unflatten channel_shuffle pixel_shuffle max_pool2d T split_with_sizes stochastic_depth".split()
+    [
+        "flatten",
+        "view",
+        "reshape",
+        "permute",
+        "transpose",
+        "contiguous",
+        "squeeze",
+        "unsqueeze",
+        "chunk",
+        "split",
+        "getitem",
+        "narrow",
+        "select",
+        "slice",
+        "clone",
+        "swapaxes",
+        "movedim",
+        "expand",
+        "unflatten",
+        "channel_shuffle",
+        "pixel_shuffle",
+        "max_pool2d",
+        "T",
+        "split_with_sizes",
+        "stochastic_depth",
+    ]
 )
-_ADDITIONS = frozenset("add sub".split())
-_CONCATENATIONS = frozenset("cat concat concatenate stack".split())
+_ADDITIONS = frozenset(["add", "sub"])
+_CONCATENATIONS = frozenset(["cat", "concat", "concatenate", "stack"])
 _AVERAGES = (
     *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
     *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
@@ -58,7 +82,7 @@ def is_transparent(node: Node) -> bool:
 
 def tensor_inputs(node: Node) -> list[Node]:
     """The inputs of a node that are tensors computed from the network's input, each once."""
-    return [x for x in node.all_input_nodes if "tensor_meta" in x.meta and x.op != "get_attr" or _is_tuple(x)]
+    return [x for x in node.all_input_nodes if ("tensor_meta" in x.meta and x.op != "get_attr") or _is_tuple(x)]
 
 
 def _is_tuple(node: Node) -> bool:

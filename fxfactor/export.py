@@ -156,13 +156,11 @@ class _Recorder(Interpreter):
         return value
 
 
-def _execute_with_ties(
-    model: ModelWrapper, graph: GraphModule, inputs: tuple[Tensor, ...]
-) -> tuple[list[Tensor], int]:
+def _execute_with_ties(model: ModelWrapper, graph: GraphModule, inputs: tuple[Tensor, ...]) -> tuple[list[Tensor], int]:
     """Execute node by node, quantizer by quantizer beside torch; where the two differ by a rounding tie, go torch's way."""
     from qonnx.core.onnx_exec import execute_node
-    from qonnx.util.basic import get_preferred_qonnx_opset
     from qonnx.transformation.infer_shapes import InferShapes
+    from qonnx.util.basic import get_preferred_qonnx_opset
 
     recorder = _Recorder(graph)
     with torch.no_grad():
@@ -173,15 +171,21 @@ def _execute_with_ties(
     for info, x in zip(_inputs_of(model), inputs, strict=True):
         context[info.name] = x.numpy()
     opsets = model.get_opset_imports()
-    wanted = iter(recorder.quantized)
     ties = 0
     for node in model.graph.node:
         execute_node(node, context, model.graph, opsets.get(node.domain, get_preferred_qonnx_opset()))
         if all(name in constants for name in node.input):
             constants.update(node.output)
         if node.op_type == "Quant" and node.input[0] not in constants:
-            ties += _settle_ties(node, context, next(wanted))
+            wanted = _take_closest(recorder.quantized, context[node.output[0]])
+            ties += _settle_ties(node, context, wanted)
     return [torch.from_numpy(np.asarray(context[info.name])) for info in model.graph.output], ties
+
+
+def _take_closest(candidates: list[np.ndarray], found: np.ndarray) -> np.ndarray:
+    """Remove from `candidates` the tensor that `found` is the counterpart of: branches may be in another order."""
+    fitting = [index for index, x in enumerate(candidates) if x.shape == found.shape]
+    return candidates.pop(min(fitting, key=lambda index: float(np.abs(candidates[index] - found).sum())))
 
 
 def _settle_ties(node: Any, context: dict[str, np.ndarray], wanted: np.ndarray) -> int:

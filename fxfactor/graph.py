@@ -100,7 +100,9 @@ def shape_of(node: Node) -> tuple[int, ...]:
     """Shape of the tensor that `node` computes, as at capture. Raises GraphError where it is not known."""
     meta = node.meta.get("tensor_meta")
     if not isinstance(meta, TensorMetadata):
-        raise GraphError(f"node {node.name!r} ({node.op} {node.target}) has no known shape; run propagate_shapes(graph)")
+        raise GraphError(
+            f"node {node.name!r} ({node.op} {node.target}) has no known shape; run propagate_shapes(graph)"
+        )
     return tuple(meta.shape)
 
 
@@ -217,6 +219,13 @@ def _occupied(graph: nn.Module, path: str) -> bool:
     return True
 
 
+def owner_path(node: Node) -> str:
+    """Path of the module of the user's model in whose forward the node was traced; "" for the model itself."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    path = stack[-1][0] if stack else ""
+    return path if isinstance(path, str) and not path.startswith("_empty") else ""
+
+
 def put_module(graph: nn.Module, path: str, module: nn.Module) -> None:
     """Place `module` at `path`, making plain containers on the way; what stood at `path` is replaced."""
     *parents, name = path.split(".")
@@ -240,7 +249,9 @@ def insert_after(
     return new
 
 
-def replace_with_chain(graph: GraphModule, node: Node, chain: dict[str, tuple[nn.Module, tuple[int, ...]]]) -> list[Node]:
+def replace_with_chain(
+    graph: GraphModule, node: Node, chain: dict[str, tuple[nn.Module, tuple[int, ...]]]
+) -> list[Node]:
     """One module call becomes a chain of calls: `site` → `site.first` → `site.second` …
 
     Before: `node` calls the module at `site`. After: a plain container stands at `site`, and each `name: (module,

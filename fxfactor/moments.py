@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from fxfactor.dataflow import is_addition, is_concatenation, is_transparent, operation_name, tensor_inputs
+from fxfactor.dataflow import is_addition, is_concatenation, operation_name, tensor_inputs
 from fxfactor.graph import LAYERS, module_of, shape_of, sites
 from fxfactor.ranges import Histogram
 
@@ -57,7 +57,7 @@ def propagate_moments(graph: GraphModule) -> dict[Node, Moments]:
 
 
 def histogram_of(node: Node, moments: dict[Node, Moments]) -> Histogram:
-    """The distribution that the moments stand for: a normal one per channel, seen through an activation if one is last."""
+    """The distribution that the moments stand for: normal in each channel, seen through the activation if one is last."""
     module = module_of(node)
     histogram = Histogram()
     if isinstance(module, _ELEMENTWISE):
@@ -99,7 +99,7 @@ def _of(node: Node, moments: dict[Node, Moments]) -> Moments:
     if operation_name(node) == "mul" and len(same) == 2:
         a, b = same
         return Moments(a.mean * b.mean, (a.variance + a.mean**2) * (b.variance + b.mean**2) - (a.mean * b.mean) ** 2)
-    return first.resized(channels) if is_transparent(node) or module is not None else same[0]
+    return same[0]
 
 
 def _channels(node: Node) -> int:
@@ -119,9 +119,9 @@ def _through_layer(layer: nn.Module, source: Moments) -> Moments:
         source = source.resized(cast(int, layer.in_channels))
     if getattr(layer, "transposed", False):
         weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-    taps, power = weight.flatten(2).sum(2) if weight.dim() > 2 else weight, weight.flatten(2).square().sum(2) if weight.dim() > 2 else weight.square()  # fmt: skip
-    mean = _grouped(taps, source.mean, groups)
-    return Moments(mean if bias is None else mean + bias.detach().double(), _grouped(power, source.variance, groups))
+    taps = weight.reshape(*weight.shape[:2], -1)  # a linear layer has one tap
+    mean, variance = _grouped(taps.sum(2), source.mean, groups), _grouped(taps.square().sum(2), source.variance, groups)
+    return Moments(mean if bias is None else mean + bias.detach().double(), variance)
 
 
 def _grouped(matrix: Tensor, vector: Tensor, groups: int) -> Tensor:
@@ -132,9 +132,9 @@ def _grouped(matrix: Tensor, vector: Tensor, groups: int) -> Tensor:
 
 def _normalised(norm: nn.Module, channels: int) -> Moments:
     scale, shift = (cast("Tensor | None", getattr(norm, name)) for name in ("weight", "bias"))
-    variance = torch.ones(channels, dtype=torch.float64) if scale is None else scale.detach().double().square().flatten()
-    mean = torch.zeros(len(variance), dtype=torch.float64) if shift is None else shift.detach().double().flatten()
-    return Moments(mean, variance)
+    deviation = torch.ones(channels) if scale is None else scale.detach().flatten()
+    mean = torch.zeros(len(deviation)) if shift is None else shift.detach().flatten()
+    return Moments(mean.double(), deviation.double().square())
 
 
 def _correct_factors(graph: GraphModule, moments: dict[Node, Moments]) -> None:

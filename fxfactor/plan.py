@@ -18,8 +18,8 @@ from typing import Any, Literal
 from torch import nn
 from torch.fx import GraphModule
 
-from fxfactor.errors import PreconditionError
 from fxfactor.dataflow import consumers, input_quantizer, is_layer
+from fxfactor.errors import PreconditionError
 from fxfactor.files import write_text
 from fxfactor.graph import CONVOLUTIONS, Convolution, Site, is_quantizer, module_of, sites
 from fxfactor.quantizers import bits_of, is_quantized_layer, weight_bits_of
@@ -35,7 +35,9 @@ SMALLEST_INPUT = 8
 def check_level(level: object) -> None:
     """Raise PreconditionError unless `level` is an int ≥ 0 or "depthwise"."""
     if level != "depthwise" and (not isinstance(level, int) or isinstance(level, bool) or level < 0):
-        raise PreconditionError(f'level must be an int of at least 0 or "depthwise", found {level!r}; 3 is a good start')
+        raise PreconditionError(
+            f'level must be an int of at least 0 or "depthwise", found {level!r}; 3 is a good start'
+        )
 
 
 def check_bits(bits: object, what: str) -> None:
@@ -166,7 +168,7 @@ class Plan:
         known = sites(graph)
         kept = kept_sites(graph, keep)
         ends = {next(iter(known), ""), next(reversed(known), "")}
-        layers = {}
+        layers: dict[str, LayerPlan] = {}
         for name, site in known.items():
             at_end = name in ends
             wanted = choose_groups(site, level, first=not layers)
@@ -216,7 +218,9 @@ class Plan:
         try:
             data = json.loads(text)
         except json.JSONDecodeError as error:
-            raise PreconditionError(f"a plan must be JSON, found an error at line {error.lineno}: {error.msg}") from error
+            raise PreconditionError(
+                f"a plan must be JSON, found an error at line {error.lineno}: {error.msg}"
+            ) from error
         return cls.from_dict(data)
 
     @classmethod
@@ -259,7 +263,9 @@ class Plan:
 def kept_sites(graph: GraphModule, keep: Iterable[str]) -> set[str]:
     """The sites at or below the paths in `keep`. Raises PreconditionError for a path that names no site."""
     if isinstance(keep, str):
-        raise PreconditionError(f"keep must be a collection of module paths, found the string {keep!r}; write ({keep!r},)")
+        raise PreconditionError(
+            f"keep must be a collection of module paths, found the string {keep!r}; write ({keep!r},)"
+        )
     known = sites(graph)
     kept = set()
     for path in keep:

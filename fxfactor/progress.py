@@ -16,6 +16,4 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
     console = Console(stderr=True)
     if total is None and isinstance(items, Sized):
         total = len(items)
-    yield from rich_track(
-        items, what, total=total, console=console, transient=True, disable=not console.is_terminal
-    )
+    yield from rich_track(items, what, total=total, console=console, transient=True, disable=not console.is_terminal)

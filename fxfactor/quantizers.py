@@ -58,7 +58,16 @@ def quantize_layer(layer: nn.Module, bits: int) -> nn.Module:
     if isinstance(layer, nn.Linear):
         settings = {"in_features": layer.in_features, "out_features": layer.out_features}
     else:
-        names = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"]
+        names = [
+            "in_channels",
+            "out_channels",
+            "kernel_size",
+            "stride",
+            "padding",
+            "dilation",
+            "groups",
+            "padding_mode",
+        ]
         names += ["output_padding"] if kind.__name__.startswith("ConvTranspose") else []
         settings = {name: getattr(layer, name) for name in names}
     weight, bias = cast(Tensor, layer.weight), cast("Tensor | None", layer.bias)

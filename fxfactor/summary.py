@@ -70,7 +70,9 @@ class Summary:
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
 
-        table = Table(header_style="bold", row_styles=["", "dim"], box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        table = Table(
+            header_style="bold", row_styles=["", "dim"], box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+        )
         table.add_column("site", overflow="fold")
         table.add_column("before → after, or why not", min_width=22)
         for name in ("W/A bits", "MMACs", "error"):
@@ -131,7 +133,9 @@ def _row(site: Site, total: Cost, error: float | None, reason: str) -> SiteSumma
         before = first.in_channels * last.out_channels * math.prod(first.kernel_size) // last.groups * pixels
     return SiteSummary(
         site=site.name,
-        before=_describe(first, first.in_channels, last.out_channels, last.groups) if site.factorized else _describe(first),
+        before=_describe(first, first.in_channels, last.out_channels, last.groups)
+        if site.factorized
+        else _describe(first),
         after=_describe_factors(first, last) if site.factorized else "",
         groups=getattr(first, "groups", None),
         weight_bits=parts[0].weight_bits,
@@ -149,7 +153,9 @@ def _describe(layer: Any, inputs: int | None = None, outputs: int | None = None,
         return f"{layer.in_features}→{layer.out_features}"
     groups = layer.groups if groups is None else groups
     kernel = "×".join(map(str, layer.kernel_size))
-    return f"{inputs or layer.in_channels}→{outputs or layer.out_channels} {kernel}" + (f" g{groups}" if groups > 1 else "")
+    return f"{inputs or layer.in_channels}→{outputs or layer.out_channels} {kernel}" + (
+        f" g{groups}" if groups > 1 else ""
+    )
 
 
 def _describe_factors(spatial: Any, pointwise: Any) -> str:

@@ -8,7 +8,7 @@ gives a graph of ATen operators, which `fxfactor.normalize` turns back into modu
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -110,11 +110,13 @@ class _SizedProxy(Proxy):
         return float(self._number())
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([self[index] for index in range(len(self.value))])
+        return iter([cast(Any, self)[index] for index in range(len(self.value))])
 
     def _number(self) -> Any:
         if isinstance(self.value, Tensor):
-            raise fx.proxy.TraceError(f"the control flow depends on the values of {self.node.name!r}, not only on shapes")
+            raise fx.proxy.TraceError(
+                f"the control flow depends on the values of {self.node.name!r}, not only on shapes"
+            )
         return self.value
 
 
@@ -131,7 +133,7 @@ class _ConcreteTracer(_Tracer):
         return _SizedProxy(node, self)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> Any:
-        result = super().create_proxy(kind, target, args, kwargs, *rest, **named)
+        result = cast(_SizedProxy, super().create_proxy(kind, target, args, kwargs, *rest, **named))
         values = map_aggregate((args, kwargs), lambda x: x.value if isinstance(x, _SizedProxy) else x)
         self.evaluating = True
         try:
@@ -176,7 +178,7 @@ def trace_export(model: nn.Module, inputs: tuple[Any, ...]) -> GraphModule:
     leaves = pytree.tree_leaves(output.args[0])
     output.args = (pytree.tree_unflatten(leaves, exported.call_spec.out_spec),)
     for node in reversed(list(module.graph.nodes)):
-        if node.op == "call_module" and not node.users or "assert" in str(node.target):
+        if (node.op == "call_module" and not node.users) or "assert" in str(node.target):
             module.graph.erase_node(node)  # guards on the shapes at capture
     module.graph.set_codegen(fx.graph.CodeGen())
     module.graph.eliminate_dead_code()

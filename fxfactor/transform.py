@@ -45,7 +45,9 @@ def transform(
     the network cannot be captured.
     """
     if plan is not None and (level is not None or bits is not None):
-        raise PreconditionError(f"give a plan, or level and bits, not both; found level={level!r}, bits={bits!r} and a plan")
+        raise PreconditionError(
+            f"give a plan, or level and bits, not both; found level={level!r}, bits={bits!r} and a plan"
+        )
     level = 0 if level is None else level
     check_level(level)
     weight_bits, activation_bits = bits if isinstance(bits, tuple) and len(bits) == 2 else (bits, bits)

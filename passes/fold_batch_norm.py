@@ -71,10 +71,11 @@ def _fold(layer: nn.Module, norm: nn.Module) -> None:
     folded = (bias - mean.double()) * scale
     if norm.bias is not None:
         folded = folded + cast(Tensor, norm.bias).double()
-    if isinstance(layer, TRANSPOSED):
-        grouped = weight.double().unflatten(0, (layer.groups, -1)) * scale.reshape(layer.groups, 1, -1, *[1] * (weight.dim() - 2))  # fmt: skip
+    ones = [1] * (weight.dim() - 2)
+    if isinstance(layer, TRANSPOSED):  # weight (C_in, C_out/g, *k)
+        grouped = weight.double().unflatten(0, (layer.groups, -1)) * scale.reshape(layer.groups, 1, -1, *ones)
         scaled = grouped.flatten(0, 1)
     else:
-        scaled = weight.double() * scale.reshape(-1, *[1] * (weight.dim() - 1))
+        scaled = weight.double() * scale.reshape(-1, 1, *ones)
     layer.weight = nn.Parameter(scaled.to(weight.dtype), requires_grad=weight.requires_grad)
     layer.bias = nn.Parameter(folded.to(weight.dtype))

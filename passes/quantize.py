@@ -20,7 +20,6 @@ from fxfactor.dataflow import (
     is_average_pooling,
     is_concatenation,
     is_join,
-    is_layer,
     is_transparent,
     never_negative,
     operation_name,
@@ -28,9 +27,8 @@ from fxfactor.dataflow import (
     tensor_inputs,
 )
 from fxfactor.errors import PreconditionError
-from fxfactor.graph import free_path, insert_after, is_quantizer, module_of, put_module, sites
+from fxfactor.graph import free_path, insert_after, is_quantizer, module_of, owner_path, put_module, sites
 from fxfactor.moments import histogram_of, propagate_moments
-from fxfactor.normalize import owner_path
 from fxfactor.pipeline import Change, Pass, Skip
 from fxfactor.plan import LayerPlan, Plan, check_bits
 from fxfactor.quantizers import is_quantized_layer, make_quantizer, quantize_layer
@@ -39,16 +37,16 @@ from fxfactor.ranges import Histogram, best_limit
 
 @dataclass(frozen=True)
 class Quantize(Pass):
-    """Substitute Brevitas layers: weights of `weight_bits`, activations of `activation_bits`, or a plan for each layer.
+    """Substitute Brevitas layers: `weight_bits` for weights, `activation_bits` for activations, or a plan for each layer.
 
-    Before: conv → BN → ReLU → conv. After: QuantConv2d → BN → QuantReLU → QuantConv2d, with QuantIdentity on the network's
-    input, between the factors of a depth-factorized subgraph, and wherever else a tensor enters a layer, an addition, a
-    concatenation or an average pooling. Batch norms stay. Tensors that meet share one quantizer, so that their scales
-    agree; a shared quantizer takes the most bits that any of its layers asks for. Unsigned where no value can be negative,
-    signed elsewhere. Tensors, not QuantTensors, flow between the layers.
+    Before: conv → BN → ReLU → conv. After: QuantConv2d → BN → QuantReLU → QuantConv2d, with QuantIdentity on the
+    network's input, between the factors of a depth-factorized subgraph, and wherever else a tensor enters a layer, an
+    addition, a concatenation or an average pooling. Batch norms stay. Tensors that meet share one quantizer, so that
+    their scales agree; a shared quantizer takes the most bits that any of its layers asks for. Unsigned where no value
+    can be negative, signed elsewhere. Tensors, not QuantTensors, flow between the layers.
 
-    `boundary_bits` is what the first and the last layer get when no plan is given. Ranges come from the batch norms' own
-    statistics (`fxfactor.moments`); `fxfactor.calibrate` sets them from images.
+    `boundary_bits` is what the first and the last layer get when no plan is given. Ranges come from the batch norms'
+    own statistics (`fxfactor.moments`); `fxfactor.calibrate` sets them from images.
 
     Raises PreconditionError on bits outside 2…8, on neither bits nor a plan, and on unknown sites in the plan.
     """
@@ -163,7 +161,7 @@ class _Placement:
         return Change(path, (f"unsigned {bits}-bit activations",))
 
     def _share_signed(self, members: list[Node], rectified: list[Node]) -> Change:
-        """One signed quantizer for all of `members`; `rectified` ones have their own, and get it right before the join."""
+        """One signed quantizer for all of `members`; `rectified` ones have their own and get it right before the join."""
         bits = self._bits([node for node in members if node not in rectified] or members)
         quantizer = make_quantizer(bits, self._limit(members, bits, signed=True), signed=True)
         path = self._new_path(next((node for node in members if node not in rectified), members[0]))
