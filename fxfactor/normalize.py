@@ -119,9 +119,11 @@ def _unify_global_pooling(graph: GraphModule) -> None:
         new.args = (source,)
         set_shape(new, source, (*shape[:2], *[1] * (len(shape) - 2)))
         if not keep:
+            users = list(new.users)
             with graph.graph.inserting_after(new):
                 flat = graph.graph.call_function(torch.flatten, (new, 1))
-            new.replace_all_uses_with(flat, delete_user_cb=lambda user, flat=flat: user is not flat)
+            for user in users:
+                user.replace_input_with(new, flat)
             set_shape(flat, source, shape[:2])
 
 
