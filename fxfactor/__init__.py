@@ -1,15 +1,26 @@
-"""fxfactor: depth-factorized, quantized CNNs from any PyTorch CNN, ready for FINN."""
+"""fxfactor: depth-factorized, quantized CNNs from any PyTorch CNN, ready for FINN.
 
-from fxfactor.calibrate import calibrate
-from fxfactor.capture import capture
-from fxfactor.checkpoint import load, save
-from fxfactor.cost import cost
-from fxfactor.errors import CaptureError, ExportError, FinnError, FxfactorError, GraphError, PreconditionError
-from fxfactor.export import Exported, export
-from fxfactor.pipeline import Change, Pass, PassResult, Pipeline, Skip
-from fxfactor.plan import LayerPlan, Plan, groups_at
-from fxfactor.summary import summary
-from fxfactor.transform import transform
+Each public name is imported when it is first used, so that `fxfactor --help` answers without waiting for torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fxfactor.calibrate import calibrate
+    from fxfactor.capture import capture
+    from fxfactor.checkpoint import load, save
+    from fxfactor.cost import cost
+    from fxfactor.errors import CaptureError, ExportError, FinnError, FxfactorError, GraphError, PreconditionError
+    from fxfactor.export import Exported, export
+    from fxfactor.pipeline import Change, Pass, PassResult, Pipeline, Skip
+    from fxfactor.plan import LayerPlan, Plan, groups_at
+    from fxfactor.summary import summary
+    from fxfactor.transform import transform
 
 __all__ = [
     "CaptureError",
@@ -36,3 +47,38 @@ __all__ = [
     "summary",
     "transform",
 ]
+
+_MODULES = {
+    "checkpoint": ("load", "save"),
+    "errors": ("CaptureError", "ExportError", "FinnError", "FxfactorError", "GraphError", "PreconditionError"),
+    "export": ("Exported", "export"),
+    "pipeline": ("Change", "Pass", "PassResult", "Pipeline", "Skip"),
+    "plan": ("LayerPlan", "Plan", "groups_at"),
+}
+"""Where public names live that are not in a module of their own name."""
+
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME.get(name, name)}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+class _Package(ModuleType):
+    """Python binds a submodule to its package once it is imported; here `fxfactor.capture` stays the function."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in __all__ and isinstance(value, ModuleType):
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
