@@ -177,12 +177,24 @@ def _layer_path(graph: GraphModule, node: Node, weight: Any, module: nn.Module) 
     """`a.b` for a layer whose weight is `a.b.weight` and alone there; else a new name beside it."""
     kind = type(module).__name__.lower()
     owner = str(weight.target).rpartition(".")[0] if is_parameter(weight) else owner_path(node)
-    own = set(node.all_input_nodes)
+    own = _ancestors(weight) | set(node.all_input_nodes)
     prefix = f"{owner}."
     others = (n for n in graph.graph.nodes if n.op in ("get_attr", "call_module") and n not in own)
     if owner and not any(str(other.target).startswith(prefix) or other.target == owner for other in others):
         return owner
     return free_path(graph, f"{owner}.{kind}" if owner else kind)
+
+
+def _ancestors(node: Any) -> set[Node]:
+    """The node and all that it is computed from, where it is a node."""
+    found: set[Node] = set()
+    waiting = [node] if isinstance(node, Node) else []
+    while waiting:
+        current = waiting.pop()
+        if current not in found:
+            found.add(current)
+            waiting.extend(current.all_input_nodes)
+    return found
 
 
 def lift_stateless(graph: GraphModule, numbers: dict[Node, Any]) -> None:

@@ -32,8 +32,8 @@ def normalize(graph: GraphModule, example_inputs: tuple[Any, ...]) -> GraphModul
     Raises CaptureError where a module with parameters is used twice.
     """
     _drop_identities(graph)
-    _work_out_of_place(graph)
     numbers = propagate_shapes(graph, example_inputs)
+    _work_out_of_place(graph, numbers)
     lift_layers(graph)
     lift_stateless(graph, numbers)
     _unify_global_pooling(graph)
@@ -60,10 +60,10 @@ def _is_idle_dropout(node: Node) -> bool:
     return training is False
 
 
-def _work_out_of_place(graph: GraphModule) -> None:
+def _work_out_of_place(graph: GraphModule, numbers: dict[Node, Any]) -> None:
     """`y = relu_(x); use(x)` becomes `y = relu(x); use(y)`: what came after an in-place operation saw its result."""
     for node in list(graph.graph.nodes):
-        if not _make_out_of_place(node):
+        if not _make_out_of_place(node) or node in numbers:  # numbers do not change: `n += 1` makes a new one
             continue
         changed, seen = node.args[0], False
         for later in graph.graph.nodes:

@@ -7,6 +7,7 @@ gives a graph of ATen operators, which `fxfactor.normalize` turns back into modu
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -24,8 +25,24 @@ _KNOWN = (
 _RANDOM_IN_TRAINING = ("StochasticDepth", "DropPath", "DropBlock2d")
 
 
+class _Proxy(Proxy):
+    """A proxy on which `x += y` is an in-place operation, as it is on a tensor: torch.fx takes it for `x = x + y`."""
+
+    def __iadd__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+    def __isub__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+
+    def __imul__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
+
+
 class _Tracer(fx.Tracer):
     """Leaves are torch's own layers, subclasses of them that compute the same, and layers that drop at random."""
+
+    def proxy(self, node: Node) -> Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if is_random_drop(m):
@@ -61,7 +78,7 @@ def _module(tracer: fx.Tracer, model: nn.Module) -> GraphModule:
     return GraphModule(tracer.root, graph, type(model).__name__)
 
 
-class _SizedProxy(Proxy):
+class _SizedProxy(_Proxy):
     """A proxy that knows the (fake) value it stands for, and answers questions about shapes with numbers."""
 
     value: Any

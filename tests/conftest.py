@@ -1,0 +1,20 @@
+"""Every test runs on one thread, from one seed, with warnings as errors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+# What comes out of other people's code and means nothing for ours.
+_FROM_ELSEWHERE = ()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(1)
+    for line in ("error", *(f"ignore{rest}" for rest in _FROM_ELSEWHERE)):
+        config.addinivalue_line("filterwarnings", line)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
