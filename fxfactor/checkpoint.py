@@ -96,7 +96,7 @@ def read_about(folder: str | Path) -> dict[str, Any]:
 
 def _record(entry: dict[str, Any]) -> Change | Skip:
     kind = entry.pop("kind")
-    return Change(entry["site"], tuple(entry["into"]), entry["relative_error"]) if kind == "Change" else Skip(**entry)
+    return Change(**{**entry, "into": tuple(entry["into"])}) if kind == "Change" else Skip(**entry)
 
 
 def _dtype(model: nn.Module) -> torch.dtype:

@@ -28,12 +28,15 @@ HISTORY = "fxfactor.history"
 class Change:
     """At `site`, a module path of the user's model, something became `into` (module paths or a short description).
 
-    `relative_error` is ‖W − W'‖ / ‖W‖ in the Frobenius norm where weights were approximated, else None.
+    `relative_error` is ‖W − W'‖ / ‖W‖ in the Frobenius norm where weights were approximated, else None. `output_error`
+    is the same for what leaves the site on the calibration images, as a share of its standard deviation, where such
+    images were used.
     """
 
     site: str
     into: tuple[str, ...]
     relative_error: float | None = None
+    output_error: float | None = None
 
 
 @dataclass(frozen=True)

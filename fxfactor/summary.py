@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 class SiteSummary:
     """One row: a site of the user's model and what stands there now.
 
-    macs_before is what the site cost in one piece. relative_error is ‖W − UV‖/‖W‖ of its factors, where they were fitted
-    to the weights. note says why the site was not factorized.
+    macs_before is what the site cost in one piece. relative_error is ‖W − UV‖/‖W‖ of its factors; output_error is the
+    share of the outputs' standard deviation that they miss on the calibration images, where there were such. note says
+    why the site was not factorized.
     """
 
     site: str
@@ -36,7 +37,13 @@ class SiteSummary:
     macs_before: int
     macs: int
     relative_error: float | None
+    output_error: float | None
     note: str
+
+    @property
+    def error(self) -> float | None:
+        """What the factors were fitted to decides: the outputs' error where images were given, else the weights'."""
+        return self.relative_error if self.output_error is None else self.output_error
 
 
 @dataclass(frozen=True)
@@ -83,16 +90,21 @@ class Summary:
                 f"{row.before} → {row.after}" if row.after else f"{row.before}: {row.note}".removesuffix(": "),
                 f"{_bits(row.weight_bits)}/{_bits(row.activation_bits)}",
                 _change(row.macs_before / 1e6, row.macs / 1e6),
-                "" if row.relative_error is None else f"{row.relative_error:.1%}",
+                "" if row.error is None else f"{row.error:.1%}",
             )
         return table
 
     def _totals(self) -> str:
         total, float_bops = self.cost, self.macs_before * FLOAT_BITS**2
         shape = "×".join(map(str, self.input_shape))
+        fitted = any(row.output_error is not None for row in self.rows)
+        what = (
+            "share of the outputs' standard deviation missed on the calibration images" if fitted else "‖W − UV‖ / ‖W‖"
+        )
+        errors = f"error: {what}\n" if any(row.error is not None for row in self.rows) else ""
         assumed = " (assumed: pass example_inputs= for another)" if self.input_assumed else ""
         return (
-            f"input {shape}{assumed}\n"
+            f"{errors}input {shape}{assumed}\n"
             f"MACs {_change(self.macs_before / 1e6, total.macs / 1e6)} M ({total.macs / max(self.macs_before, 1):.0%})\n"
             f"BOPs {total.bops / 1e9:,.2f} G ({total.bops / max(float_bops, 1):.1%} of the network in one piece at 32 bits)\n"
             f"parameters {total.parameters:,}, weights {total.total_weight_bits / 8 / 2**20:.2f} MiB"
@@ -112,9 +124,9 @@ def summary(graph: GraphModule, show: bool = True) -> Summary:
         )
     total = cost(graph)
     records = graph.meta.get(HISTORY, ())
-    errors = {each.site: each.relative_error for each in records if isinstance(each, Change)}
+    changes = {each.site: each for each in records if isinstance(each, Change)}
     reasons = {each.site: each.reason for each in reversed(records) if isinstance(each, Skip)}
-    rows = tuple(_row(site, total, errors.get(name), reasons.get(name, "")) for name, site in sites(graph).items())
+    rows = tuple(_row(site, total, changes.get(name), reasons.get(name, "")) for name, site in sites(graph).items())
     result = Summary(rows, total, shape_of(placeholders(graph)[0]), bool(graph.meta.get(ASSUMED)))
     if show:
         from rich.console import Console
@@ -123,7 +135,7 @@ def summary(graph: GraphModule, show: bool = True) -> Summary:
     return result
 
 
-def _row(site: Site, total: Cost, error: float | None, reason: str) -> SiteSummary:
+def _row(site: Site, total: Cost, change: Change | None, reason: str) -> SiteSummary:
     parts = [layer for layer in total.layers if layer.path in {str(node.target) for node in site.nodes}]
     macs = sum(part.macs for part in parts)
     before = macs
@@ -142,7 +154,8 @@ def _row(site: Site, total: Cost, error: float | None, reason: str) -> SiteSumma
         activation_bits=parts[0].activation_bits,
         macs_before=before,
         macs=macs,
-        relative_error=error if site.factorized else None,
+        relative_error=change.relative_error if site.factorized and change else None,
+        output_error=change.output_error if site.factorized and change else None,
         note="" if site.factorized else reason,
     )
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from fxfactor.calibrate import calibrate
+from fxfactor.calibrate import calibrate, inputs_of
 from fxfactor.capture import capture
 from fxfactor.errors import PreconditionError
 from fxfactor.graph import convolutions
 from fxfactor.passes import FactorizeDepth, Quantize
 from fxfactor.pipeline import Pass, Pipeline
-from fxfactor.plan import Level, Plan, check_bits, check_level, kept_sites
+from fxfactor.plan import Level, Plan, check_bits, check_level
 
 
 def transform(
@@ -36,8 +36,10 @@ def transform(
     level: an int ≥ 0 (0, the default, factorizes nothing) or "depthwise"; see `fxfactor.groups_at`.
     bits: 2 to 8, or (weight bits, activation bits); None, the default, stays in floating point. The first layer and the
     classifier get 8 bits. plan: groups, mid and bits for each layer, instead of level and bits. keep: module paths that
-    are not factorized. example_inputs: a tensor or tuple of arguments, where the input cannot be inferred.
-    calibration: batches of images that set the activation ranges; without them the batch norms' statistics do.
+    are not factorized. example_inputs: a tensor or tuple of arguments, where the input cannot be inferred
+    and there is no calibration.
+    calibration: batches of images; the factors are then fitted to the outputs on them and the activation ranges set
+    from them. Without them the factors are fitted to the weights, and the batch norms' statistics give the ranges.
 
     What was changed and what was left alone, and why: `fxfactor.summary(result)`.
 
@@ -53,32 +55,33 @@ def transform(
     weight_bits, activation_bits = bits if isinstance(bits, tuple) and len(bits) == 2 else (bits, bits)
     check_bits(weight_bits, "bits")
     check_bits(activation_bits, "bits")
+    images = None if calibration is None else [inputs_of(batch) for batch in calibration]
+    if example_inputs is None and images:
+        example_inputs = images[0][:1]
     graph = capture(model, example_inputs)
     if not any(True for _ in convolutions(graph)):
         raise PreconditionError(
             f"fxfactor factorizes convolutions, and {type(model).__name__} has none that its forward calls; pass a CNN"
         )
-    passes = plan_passes(plan) if plan is not None else _uniform_passes(level, weight_bits, activation_bits, keep)
+    kept = (keep,) if isinstance(keep, str) else tuple(keep)
     if plan is not None:
         plan.require_fits(graph)
-        kept_sites(graph, keep)
+        passes = plan_passes(plan, images, kept)
+    else:
+        passes = (FactorizeDepth(level=level, keep=kept, calibration=images),)
+        if weight_bits is not None or activation_bits is not None:
+            passes += (Quantize(weight_bits, activation_bits),)
     result = Pipeline(*passes)(graph).graph
-    if calibration is not None:
-        calibrate(result, calibration)
+    if images is not None:
+        calibrate(result, images)
     return result
 
 
-def plan_passes(plan: Plan, fit: bool = True) -> tuple[Pass, ...]:
+def plan_passes(
+    plan: Plan, calibration: Sequence[Any] | None = None, keep: tuple[str, ...] = (), fit: bool = True
+) -> tuple[Pass, ...]:
     """The passes that a plan stands for; with `fit=False` the factors stay empty, for weights to be loaded."""
     layers = plan.layers.values()
+    factorize = FactorizeDepth(plan=plan, keep=keep, calibration=calibration, fit=fit)
     quantizes = plan.join_bits is not None or any(layer.weight_bits or layer.activation_bits for layer in layers)
-    return (FactorizeDepth(plan=plan, fit=fit), *((Quantize(plan=plan),) if quantizes else ()))
-
-
-def _uniform_passes(
-    level: Level, weight_bits: int | None, activation_bits: int | None, keep: Iterable[str]
-) -> tuple[Pass, ...]:
-    factorize = FactorizeDepth(level=level, keep=(keep,) if isinstance(keep, str) else tuple(keep))
-    if weight_bits is None and activation_bits is None:
-        return (factorize,)
-    return (factorize, Quantize(weight_bits, activation_bits))
+    return (factorize, Quantize(plan=plan)) if quantizes else (factorize,)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import cast
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,10 @@ from torch.fx import GraphModule
 
 from fxfactor.errors import PreconditionError
 from fxfactor.factors import svd_factors
-from fxfactor.graph import CONVOLUTIONS, Convolution, Site, replace_with_chain, shape_of, sites
+from fxfactor.graph import CONVOLUTIONS, Convolution, Site, finish, replace_with_chain, shape_of, sites
 from fxfactor.pipeline import Change, Pass, Skip
 from fxfactor.plan import LayerPlan, Level, Plan, check_level, choose_groups, kept_sites, reason_to_keep
+from fxfactor.statistics import fit_to_outputs
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,10 @@ class FactorizeDepth(Pass):
     the factors would not need fewer MACs. A plan may split the first one and small ones too. Sites in `keep`, or below
     a path in it, are left alone.
 
-    Loses: ‖W − UV‖/‖W‖ of every site is reported as `relative_error`; the factors are the best in the Frobenius norm
-    (truncated SVD per group, Eckart and Young 1936). With `fit=False` the factors stay empty, for weights to be loaded.
+    Loses: without `calibration` the factors are the best for the weights (truncated SVD per group, Eckart and Young
+    1936), and ‖W − UV‖/‖W‖ of every site is reported as `relative_error`. With `calibration`, batches of images, they are
+    fitted to the outputs that the network had on them (`fxfactor.statistics`), and `output_error` says what is missed
+    there. With `fit=False` the factors stay empty, for weights to be loaded.
 
     Raises PreconditionError on a level below 0, and on a site in `plan` or `keep` that the network does not have or that
     cannot have the groups and mid that the plan wants. Source: FactorizeNet (Yun and Wong 2020, arXiv 2011.14586).
@@ -39,6 +43,7 @@ class FactorizeDepth(Pass):
     level: Level | None = None
     plan: Plan | None = None
     keep: tuple[str, ...] = ()
+    calibration: Sequence[Any] | None = None
     fit: bool = True
 
     def __post_init__(self) -> None:
@@ -56,6 +61,15 @@ class FactorizeDepth(Pass):
             self.plan.require_fits(graph)
 
     def rewrite(self, graph: GraphModule) -> Iterator[Change | Skip]:
+        original = graph if self.calibration is None else copy.deepcopy(graph)
+        records = list(self._split_all(graph))
+        if self.calibration is not None and any(isinstance(record, Change) for record in records):
+            finish(graph)
+            fitted = {each.site: each.output_error for each in fit_to_outputs(original, graph, self.calibration)}
+            records = [_with_output_error(record, fitted.get(record.site)) for record in records]
+        yield from records
+
+    def _split_all(self, graph: GraphModule) -> Iterator[Change | Skip]:
         kept = kept_sites(graph, self.keep)
         for index, (name, site) in enumerate(sites(graph).items()):
             if isinstance(site.modules[0], nn.Linear):
@@ -98,6 +112,10 @@ class FactorizeDepth(Pass):
             graph, node, {"spatial": (spatial, (shape[0], mid, *shape[2:])), "pointwise": (pointwise, shape)}
         )
         return Change(site.name, (f"{site.name}.spatial", f"{site.name}.pointwise"), error)
+
+
+def _with_output_error(record: Change | Skip, error: float | None) -> Change | Skip:
+    return replace(record, output_error=error) if isinstance(record, Change) else record
 
 
 def convolution_like(conv: Convolution, weight: Tensor, groups: int, bias: Tensor | None) -> nn.Module:
