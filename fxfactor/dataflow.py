@@ -7,13 +7,11 @@ A *source* is where a tensor's values were computed, seen through transparent op
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 from torch.fx import Node
 
-from fxfactor.graph import LAYERS, is_quantizer, module_of
+from fxfactor.graph import LAYERS, function_name, is_quantizer, module_of
 from fxfactor.tracing import is_random_drop
 
 aten = torch.ops.aten
@@ -64,12 +62,9 @@ RELUS = (nn.ReLU, nn.ReLU6)
 
 def operation_name(node: Node) -> str:
     """The bare name of a function or method call: "add" for operator.add, torch.add, Tensor.add and aten.add.Tensor."""
-    target: Any = node.target
     if node.op == "call_method":
-        return str(target)
-    if isinstance(target, torch._ops.OpOverload):
-        return target._schema.name.split("::")[1]
-    return getattr(target, "__name__", "") if node.op == "call_function" else ""
+        return str(node.target)
+    return function_name(node) if node.op == "call_function" else ""
 
 
 def is_transparent(node: Node) -> bool:

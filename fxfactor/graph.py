@@ -58,6 +58,19 @@ def layers(graph: GraphModule) -> Iterator[tuple[Node, nn.Module]]:
             yield node, module
 
 
+def hidden_convolutions(graph: GraphModule) -> list[Node]:
+    """Convolutions that stay function calls because their weight is computed from the network's input."""
+    names = ("conv1d", "conv2d", "conv3d")
+    return [node for node in graph.graph.nodes if node.op == "call_function" and function_name(node) in names]
+
+
+def function_name(node: Node) -> str:
+    """The bare name of the function that a `call_function` node calls: "conv2d" for F.conv2d and aten.conv2d.default."""
+    target: Any = node.target
+    name = target._schema.name if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", "")
+    return str(name).rpartition("::")[2]
+
+
 @dataclass(frozen=True)
 class Site:
     """A convolution or linear layer of the user's model: one node, or the two of a depth-factorized subgraph."""

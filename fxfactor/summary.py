@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 from fxfactor.capture import ASSUMED
 from fxfactor.cost import FLOAT_BITS, Cost, cost
 from fxfactor.errors import PreconditionError
-from fxfactor.graph import Site, placeholders, shape_of, sites
+from fxfactor.graph import Site, hidden_convolutions, owner_path, placeholders, shape_of, sites
 from fxfactor.pipeline import HISTORY, Change, Skip
 
 if TYPE_CHECKING:
@@ -48,12 +48,16 @@ class SiteSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """What `fxfactor.summary` gives; print it with rich (`rich.print(summary)`) or look at its rows."""
+    """What `fxfactor.summary` gives; print it with rich (`rich.print(summary)`) or look at its rows.
+
+    hidden: convolutions that no pass can see, because their weights are computed from the network's input.
+    """
 
     rows: tuple[SiteSummary, ...]
     cost: Cost
     input_shape: tuple[int, ...]
     input_assumed: bool
+    hidden: tuple[str, ...] = ()
 
     @property
     def macs_before(self) -> int:
@@ -97,6 +101,8 @@ class Summary:
     def _totals(self) -> str:
         total, float_bops = self.cost, self.macs_before * FLOAT_BITS**2
         shape = "×".join(map(str, self.input_shape))
+        names = ", ".join(self.hidden)
+        hidden = f"not counted, their weights are computed from the input: {names}\n" if names else ""
         fitted = any(row.output_error is not None for row in self.rows)
         what = (
             "share of the outputs' standard deviation missed on the calibration images" if fitted else "‖W − UV‖ / ‖W‖"
@@ -104,7 +110,7 @@ class Summary:
         errors = f"error: {what}\n" if any(row.error is not None for row in self.rows) else ""
         assumed = " (assumed: pass example_inputs= for another)" if self.input_assumed else ""
         return (
-            f"{errors}input {shape}{assumed}\n"
+            f"{hidden}{errors}input {shape}{assumed}\n"
             f"MACs {_change(self.macs_before / 1e6, total.macs / 1e6)} M ({total.macs / max(self.macs_before, 1):.0%})\n"
             f"BOPs {total.bops / 1e9:,.2f} G ({total.bops / max(float_bops, 1):.1%} of the network in one piece at 32 bits)\n"
             f"parameters {total.parameters:,}, weights {total.total_weight_bits / 8 / 2**20:.2f} MiB"
@@ -127,7 +133,8 @@ def summary(graph: GraphModule, show: bool = True) -> Summary:
     changes = {each.site: each for each in records if isinstance(each, Change)}
     reasons = {each.site: each.reason for each in reversed(records) if isinstance(each, Skip)}
     rows = tuple(_row(site, total, changes.get(name), reasons.get(name, "")) for name, site in sites(graph).items())
-    result = Summary(rows, total, shape_of(placeholders(graph)[0]), bool(graph.meta.get(ASSUMED)))
+    hidden = tuple(owner_path(node) or node.name for node in hidden_convolutions(graph))
+    result = Summary(rows, total, shape_of(placeholders(graph)[0]), bool(graph.meta.get(ASSUMED)), hidden)
     if show:
         from rich.console import Console
 

@@ -39,13 +39,13 @@ class _Proxy(Proxy):
 
 
 class _Tracer(fx.Tracer):
-    """Leaves are torch's own layers, subclasses of them that compute the same, and layers that drop at random."""
+    """Leaves are the layers of torch and Brevitas, subclasses that compute the same, and what drops at random."""
 
     def proxy(self, node: Node) -> Proxy:
         return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if is_random_drop(m):
+        if is_random_drop(m) or type(m).__module__.startswith("brevitas."):
             return True
         for known in _KNOWN:
             if isinstance(m, known):

@@ -13,7 +13,17 @@ from torch.fx import GraphModule
 
 from fxfactor.errors import PreconditionError
 from fxfactor.factors import svd_factors
-from fxfactor.graph import CONVOLUTIONS, Convolution, Site, finish, replace_with_chain, shape_of, sites
+from fxfactor.graph import (
+    CONVOLUTIONS,
+    Convolution,
+    Site,
+    finish,
+    hidden_convolutions,
+    owner_path,
+    replace_with_chain,
+    shape_of,
+    sites,
+)
 from fxfactor.pipeline import Change, Pass, Skip
 from fxfactor.plan import LayerPlan, Level, Plan, check_level, choose_groups, kept_sites, reason_to_keep
 from fxfactor.statistics import fit_to_outputs
@@ -82,6 +92,8 @@ class FactorizeDepth(Pass):
                 yield Skip(name, wanted)
             else:
                 yield self._split(graph, site, *wanted)
+        for node in hidden_convolutions(graph):
+            yield Skip(owner_path(node) or node.name, "its weight is computed from the network's input")
 
     def _wanted(self, site: Site, first: bool) -> tuple[int, int] | str:
         """Groups and mid for a site, or the reason to leave it as it is."""
