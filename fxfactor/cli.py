@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.fx import GraphModule
 
-    from fxfactor.plan import Level, Plan
-
 app = typer.Typer(
     name="fxfactor",
     no_args_is_help=True,
@@ -189,7 +187,8 @@ def plan(
         print(made.to_json(), end="")
         return
     made.save(output)
-    print(f"saved in {output}; edit it, then: fxfactor transform {source} --plan {output}")
+    size = "" if input_size is None else f" --input-size {'x'.join(map(str, input_size))}"
+    print(f"saved in {output}; edit it, then: fxfactor transform {source} --plan {output}{size}")
 
 
 @app.command()
@@ -293,16 +292,17 @@ def _named_model(source: str, weights: Path | None = None) -> nn.Module:
 
 
 def _of_torchvision(name: str) -> nn.Module:
+    import difflib
     import inspect
     import warnings
-
-    from fxfactor.plan import require_known
 
     try:
         from torchvision import models
     except ModuleNotFoundError as error:
         raise PreconditionError("torchvision is not installed; run pip install torchvision") from error
-    require_known([name], models.list_models(), "torchvision")
+    if name not in models.list_models():
+        close = difflib.get_close_matches(name, models.list_models(), n=3, cutoff=0.0)
+        raise PreconditionError(f"torchvision has no model {name!r}; did you mean {' or '.join(map(repr, close))}?")
     builder = models.get_model_builder(name)
     options = {"weights_backbone": None} if "weights_backbone" in inspect.signature(builder).parameters else {}
     with warnings.catch_warnings():  # on how the weights of Inception and GoogLeNet are drawn

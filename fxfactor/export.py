@@ -91,11 +91,11 @@ def _frozen(qmodel: GraphModule) -> GraphModule:
 
 
 def _write(graph: GraphModule, inputs: tuple[Tensor, ...], path: Path) -> None:
-    from brevitas.export import export_qonnx
-
     names = [node.name for node in placeholders(graph)][: len(inputs)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        from brevitas.export import export_qonnx
+
         try:
             # the dynamo exporter breaks residual additions (Xilinx/brevitas issue 1608)
             export_qonnx(graph, inputs if len(inputs) > 1 else inputs[0], str(path), dynamo=False, input_names=names)

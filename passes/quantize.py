@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import networkx
 from torch import nn
 from torch.fx import GraphModule, Node
 
@@ -33,6 +33,9 @@ from fxfactor.pipeline import Change, Pass, Skip
 from fxfactor.plan import LayerPlan, Plan, check_bits
 from fxfactor.quantizers import is_quantized_layer, make_quantizer, quantize_layer
 from fxfactor.ranges import Histogram, best_limit
+
+if TYPE_CHECKING:
+    import networkx
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,8 @@ class _Placement:
 
     def _meetings(self) -> networkx.Graph:
         """Sources that need a quantizer; an edge joins two that meet and so must share it."""
+        import networkx
+
         meeting = networkx.Graph()
         for node in self.graph.graph.nodes:
             if is_join(node):
@@ -130,6 +135,8 @@ class _Placement:
         return max((bits for bits in wanted if bits is not None), default=self.join_bits)
 
     def insert(self) -> Iterator[Change | Skip]:
+        import networkx
+
         for component in networkx.connected_components(self.meeting):
             members = sorted(component, key=self.position.__getitem__)
             members = [node for node in members if not is_quantizer(module_of(node))]
