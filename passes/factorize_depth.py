@@ -159,6 +159,7 @@ def pointwise_like(conv: Convolution, weight: Tensor) -> nn.Module:
 def _with_tensors(new: nn.Module, conv: Convolution, weight: Tensor, bias: Tensor | None) -> nn.Module:
     new.weight = nn.Parameter(weight, requires_grad=conv.weight.requires_grad)
     if bias is not None:
-        new.bias = nn.Parameter(bias)
+        like = conv.weight if conv.bias is None else conv.bias
+        new.bias = nn.Parameter(bias, requires_grad=like.requires_grad)
     new.training = conv.training
     return new
