@@ -78,4 +78,4 @@ def _fold(layer: nn.Module, norm: nn.Module) -> None:
     else:
         scaled = weight.double() * scale.reshape(-1, 1, *ones)
     layer.weight = nn.Parameter(scaled.to(weight.dtype), requires_grad=weight.requires_grad)
-    layer.bias = nn.Parameter(folded.to(weight.dtype))
+    layer.bias = nn.Parameter(folded.to(weight.dtype), requires_grad=weight.requires_grad)
