@@ -1,0 +1,159 @@
+"""Fine-tuning: it learns, resumes to the same result, distils, runs in two processes, and refuses what cannot work."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils.data import DataLoader, TensorDataset
+
+import fxfactor
+from fxfactor.errors import FxfactorError, PreconditionError
+from fxfactor.finetune import finetune
+
+
+def images() -> Tensor:
+    return torch.randn(48, 3, 8, 8, generator=torch.Generator().manual_seed(0)).cumsum(-1)
+
+
+def labels() -> Tensor:
+    return (images()[:, :, :, -1].mean((1, 2)) > 0).long()
+
+
+def loader(count: int = 48) -> DataLoader:
+    return DataLoader(TensorDataset(images()[:count], labels()[:count]), batch_size=16, shuffle=True)
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)).eval()
+
+
+def compressed(bits: int | None = 4) -> GraphModule:
+    return fxfactor.transform(model(), level=2, bits=bits, example_inputs=images()[:1])
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_labels_alone_are_learnt():
+    qmodel = compressed()
+    report = finetune(qmodel, loader(), epochs=20, learning_rate=2e-2)
+    assert [epoch.number for epoch in report] == list(range(20))
+    assert report[-1].loss < 0.6 * report[0].loss
+    assert report[0].images == 48
+    assert not any(module.training for module in qmodel.modules())
+
+
+def test_teacher_needs_no_labels():
+    qmodel = compressed()
+    report = finetune(qmodel, list(images().split(16)), teacher=model(), epochs=6, learning_rate=1e-2)
+    assert report[-1].loss < report[0].loss
+
+
+def test_labels_can_be_added_to_the_teacher():
+    with_labels, without = compressed(), compressed()
+    first = finetune(with_labels, loader(), teacher=model(), epochs=1, label_weight=1.0)
+    second = finetune(without, loader(), teacher=model(), epochs=1)
+    assert first[0].loss > second[0].loss
+
+
+class Broken(Exception):
+    pass
+
+
+def test_interrupted_run_resumes_to_the_same_result(tmp_path):
+    whole, broken, resumed = compressed(), compressed(), compressed()
+    expected = finetune(whole, loader(), teacher=model(), epochs=3, seed=7)
+
+    def fails_in_the_third_epoch(batch: Tensor, generator: torch.Generator) -> Tensor:
+        if generator.initial_seed() // 1_000_003 == 9:
+            raise Broken
+        return batch
+
+    with pytest.raises(Broken):
+        finetune(
+            broken, loader(), teacher=model(), epochs=3, seed=7, checkpoint=tmp_path, augment=fails_in_the_third_epoch
+        )
+    report = finetune(resumed, loader(), teacher=model(), epochs=3, seed=7, checkpoint=tmp_path)
+    assert [epoch.number for epoch in report] == [2]
+    assert report[-1].loss == expected[-1].loss
+    assert same(whole, resumed)
+    assert finetune(compressed(), loader(), teacher=model(), epochs=3, seed=7, checkpoint=tmp_path) == []
+
+
+def test_checkpoint_of_another_run_is_refused(tmp_path):
+    finetune(compressed(), loader(), epochs=1, checkpoint=tmp_path)
+    with pytest.raises(PreconditionError, match="of another run: it has .*'epochs': 1.* this run .*'epochs': 2"):
+        finetune(compressed(), loader(), epochs=2, checkpoint=tmp_path)
+
+
+def test_global_random_state_is_left_alone():
+    qmodel = compressed()
+    state = torch.get_rng_state()
+    finetune(qmodel, loader(16), epochs=1)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0}, "epochs ≥ 1"),
+        ({"learning_rate": 0.0}, "learning_rate > 0"),
+        ({"label_weight": -1.0}, "label_weight ≥ 0"),
+        ({"teacher": "resnet18"}, "teacher must be the network .* found str"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(PreconditionError, match=message):
+        finetune(compressed(), loader(), **settings)
+
+
+def test_missing_labels_and_empty_loaders_are_refused():
+    with pytest.raises(PreconditionError, match=r"needs batches \(images, labels\)"):
+        finetune(compressed(), [images()])
+    with pytest.raises(PreconditionError, match="empty loader"):
+        finetune(compressed(), [])
+
+
+def test_loss_that_is_not_finite_stops_the_run():
+    with pytest.raises(FxfactorError, match="loss is nan at step 0 of epoch 0"):
+        finetune(compressed(bits=None), [(images() * float("nan"), labels())])
+
+
+WORKER = """
+import sys; sys.path.insert(0, {tests!r})
+import torch
+from torch import distributed
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from test_finetune import compressed, finetune, images, labels, model
+torch.set_num_threads(1)
+distributed.init_process_group("gloo")
+data = TensorDataset(images(), labels())
+loader = DataLoader(data, batch_size=8, sampler=DistributedSampler(data))
+qmodel = compressed()
+report = finetune(qmodel, loader, teacher=model(), epochs=2, checkpoint={folder!r})
+mine = torch.cat([p.detach().flatten() for p in qmodel.parameters()])
+all_of_them = [torch.empty_like(mine) for _ in range(2)]
+distributed.all_gather(all_of_them, mine)
+assert torch.equal(*all_of_them), "the processes drifted apart"
+assert report[0].images == 24
+distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_network(tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "run")))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "run" / "checkpoint.safetensors").exists()
