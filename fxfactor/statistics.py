@@ -79,17 +79,17 @@ def _fit_site(name: str, before: Site, site: Site, original_walk: _Walk, walk: _
     conv = cast(Convolution, before.modules[0])
     spatial, pointwise = site.modules
     moments, held_out = _collect(conv, before.nodes[0], site.nodes[0], original_walk, walk)
-    receiver = _receiver_of_shift(site)
+    receiver = receiver_of_shift(site)
     if receiver is None:
         moments, held_out = moments.about_zero(), held_out and held_out.about_zero()
     start = svd_factors(conv.weight, spatial.groups, spatial.out_channels, conv.groups)
-    importance = _importance(site)
+    importance = importance_of(site)
     factors = fitted_factors(conv.weight, start, moments, held_out, importance, conv.groups)
     everything = moments if held_out is None else moments + held_out
     spatial.weight.copy_(factors.spatial)
     pointwise.weight.copy_(factors.pointwise)
     if receiver is not None:
-        _shift_outputs(receiver, _receiver_of_shift(before), cast(Tensor, factors.shift))
+        _shift_outputs(receiver, receiver_of_shift(before), cast(Tensor, factors.shift))
     return Fitted(name, factors, everything.output_error(start), cast(float, factors.output_error))
 
 
@@ -102,7 +102,7 @@ def _shift_outputs(receiver: nn.Module, original: nn.Module | None, shift: Tenso
         cast(Tensor, receiver.bias).copy_(shift)
 
 
-def _receiver_of_shift(site: Site) -> nn.Module | None:
+def receiver_of_shift(site: Site) -> nn.Module | None:
     """What can add a constant to the outputs of a site: the pointwise factor's bias or the batch norm behind it."""
     pointwise = site.modules[-1]
     norm = _batch_norm_behind(site)
@@ -115,7 +115,7 @@ def _batch_norm_behind(site: Site) -> nn.Module | None:
     return norm if isinstance(norm, BatchNorm) and norm.running_mean is not None else None
 
 
-def _importance(site: Site) -> Tensor | None:
+def importance_of(site: Site) -> Tensor | None:
     """γ²/(σ² + ε) of the batch norm behind: what a unit of squared error becomes there. None where there is none."""
     norm = _batch_norm_behind(site)
     if norm is None:
