@@ -5,7 +5,8 @@ Tensors only; no module and no graph is seen here. All arithmetic is float64, wh
 For a weight (C_out, C_in/original_groups, *kernel) and `groups` groups in the spatial factor, block b of the weight is
 the matrix W_b (C_out/original_groups, C_in/groups · ∏kernel) that meets the inputs of group b. The spatial factor V
 (mid, C_in/groups, *kernel) gives each group mid/groups rows V_b, the pointwise factor U
-(C_out, mid/original_groups, 1, …) as many columns U_b, and U_b V_b approximates W_b: `pointwise ∘ spatial` approximates the convolution.
+(C_out, mid/original_groups, 1, …) as many columns U_b, and U_b V_b approximates W_b: `pointwise ∘ spatial` approximates
+the convolution.
 
 `svd_factors` looks at the weight alone. `fitted_factors` makes the outputs agree on images, given their `Moments`: the
 truncated SVD of ResNet-20's weights at level 3 gives 20 % on CIFAR-10, factors fitted to its outputs 75 %.
@@ -151,12 +152,12 @@ def fitted_factors(
                                         group is one channel (depthwise: the system is d×d)
 
     so the error falls from half-step to half-step, up to rounding; that is asserted. White noise on the inputs keeps
-    the factors near the weight where the data says nothing (`Moments.pulled_to`). With `held_out`, moments of other images,
-    its strength is the one of 0.1 … 1e-5 that predicts those best, and the final fit uses all; without it 1e-4.
+    the factors near the weight where the data says nothing (`Moments.pulled_to`). With `held_out`, moments of other
+    images, its strength is the one of 0.1 … 1e-5 that predicts those best, and the final fit uses all; without it 1e-4.
     The fit never loses to `start` = `svd_factors(...)` on the data it is fitted to: the SVD is best at the noise.
 
     Cost per round: a few products (mid, d)·(d, d)/groups, in float64. Minimised as in Zhang et al. 2015 (arXiv
-    1505.06798, asymmetric reconstruction: X of the original, X̂ of the network so far), with grouped factors in place of low rank.
+    1505.06798, asymmetric reconstruction: X of the original, X̂ of the network so far), with grouped factors.
     """
     scale = _output_scale(importance, moments)
     original = split_originals(weight.detach().to(torch.float64), original_groups) * scale[..., None]

@@ -91,7 +91,7 @@ def test_interrupted_run_resumes_to_the_same_result(tmp_path):
 
 def test_checkpoint_of_another_run_is_refused(tmp_path):
     finetune(compressed(), loader(), epochs=1, checkpoint=tmp_path)
-    with pytest.raises(PreconditionError, match="of another run: it has .*'epochs': 1.* this run .*'epochs': 2"):
+    with pytest.raises(PreconditionError, match=r"of another run: it has .*'epochs': 1.* this run .*'epochs': 2"):
         finetune(compressed(), loader(), epochs=2, checkpoint=tmp_path)
 
 

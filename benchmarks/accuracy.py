@@ -1,0 +1,127 @@
+"""Accuracy of compressed CIFAR-10 networks on 1,000 test images, step by step: which step gives how many points.
+
+    python benchmarks/accuracy.py --level 1 2 3 depthwise            # fp32 weights, 256 calibration images, no labels
+    python benchmarks/accuracy.py --level 0 3 --bits 8 4             # post-training quantization
+    python benchmarks/accuracy.py --level 3 --bits 4 --epochs 3      # then fine-tuned with labels' images
+
+Data: ../shared/data (see there). Calibration: the first 256 training images. `held out` is the accuracy on 2,000 other
+training images, which is what settings were chosen by; the test images choose nothing. Rows are appended to --out as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from fxfactor.passes import FactorizeDepth, Quantize
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils.data import DataLoader, TensorDataset
+
+import fxfactor
+from fxfactor.finetune import finetune
+from fxfactor.reconstruct import flip_and_shift, reconstruct
+from fxfactor.statistics import fit_to_outputs
+
+HERE = Path(__file__).resolve().parent
+Row = dict[str, Any]
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Top-1 in per cent."""
+    predicted = torch.cat([model(batch).argmax(1) for batch in images.split(200)])
+    return 100 * float((predicted == labels).double().mean())
+
+
+def standard_error(percent: float, count: int) -> float:
+    """Binomial standard error of an accuracy, in points."""
+    return (percent * (100 - percent) / count) ** 0.5
+
+
+def steps_of(model: nn.Module, train: tuple[Tensor, Tensor], options: argparse.Namespace, level: Any, bits: Any
+             ) -> Iterator[tuple[str, GraphModule]]:  # fmt: skip
+    """The network after each step that compresses it, with the step's name."""
+    calibration = list(train[0][: options.calibration].split(64))
+    original = fxfactor.capture(model, train[0][:1])
+    graph = FactorizeDepth(level=level)(original).graph
+    if level != 0:
+        yield "truncated SVD", graph
+        fit_to_outputs(original, graph, calibration)
+        yield "fitted to outputs", graph
+    if bits is not None:
+        graph = fxfactor.calibrate(Quantize(bits, bits)(graph).graph, calibration)
+        yield "quantized, calibrated", graph
+    if options.steps:
+        reconstruct(original, graph, calibration, steps=options.steps, seed=options.seed)
+        yield "reconstructed, no labels", graph
+    if options.epochs:
+        torch.manual_seed(options.seed)
+        loader = DataLoader(TensorDataset(*train), batch_size=64, shuffle=True)
+        finetune(graph, loader, teacher=model, epochs=options.epochs, augment=flip_and_shift, seed=options.seed,
+                 learning_rate=options.learning_rate)  # fmt: skip
+        yield "fine-tuned", graph
+
+
+def measure(options: argparse.Namespace, realdata: Any) -> Iterator[Row]:
+    train, test = realdata.cifar10("train"), realdata.cifar10("test")
+    held_out = train[0][1000:3000], train[1][1000:3000]
+    for depth in options.depth:
+        model = realdata.cifar_resnet(depth)
+        base = {"network": f"ResNet-{depth}", "calibration": options.calibration, "seed": options.seed}
+        yield {**base, "level": 0, "bits": None, "step": "original", "test": accuracy(model, *test),
+               "held_out": accuracy(model, *held_out), "cpu_seconds": 0.0}  # fmt: skip
+        for level in options.level:
+            for bits in options.bits:
+                start = time.process_time()
+                for step, graph in steps_of(model, train, options, level, bits):
+                    seconds = time.process_time() - start
+                    yield {**base, "level": level, "bits": bits, "step": step, "test": accuracy(graph, *test),
+                           "held_out": accuracy(graph, *held_out), "cpu_seconds": round(seconds, 1),
+                           "steps": options.steps, "epochs": options.epochs}  # fmt: skip
+                    start = time.process_time()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
+    parser.add_argument("--depth", type=int, nargs="+", default=[20], help="20 or 32")
+    parser.add_argument("--level", nargs="+", default=["1", "2", "3", "depthwise"])
+    parser.add_argument("--bits", type=int, nargs="+", default=[None])
+    parser.add_argument("--calibration", type=int, default=256, help="training images for calibration")
+    parser.add_argument("--steps", type=int, default=1000, help="steps of reconstruction; 0 for none")
+    parser.add_argument("--epochs", type=int, default=0, help="epochs of fine-tuning on all training images")
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="append the rows to this file, one JSON object a line")
+    options = parser.parse_args()
+    options.level = [level if level == "depthwise" else int(level) for level in options.level]
+    if not options.data.exists():
+        raise SystemExit(f"{options.data} is not there: pass --data, the folder with realdata.py, cifar10 and weights")
+    torch.set_num_threads(options.threads)
+    sys.path.insert(0, str(options.data))
+    import realdata
+
+    table = Table("network", "level", "bits", "step", "test %", "± s.e.", "held out %", "CPU s")
+    for row in measure(options, realdata):
+        print(json.dumps(row), file=sys.stderr, flush=True)
+        if options.out is not None:
+            with open(options.out, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        cells = [row["network"], row["level"], row["bits"] or "fp32", row["step"], f"{row['test']:.1f}",
+                 f"{standard_error(row['test'], 1000):.1f}", f"{row['held_out']:.1f}", row["cpu_seconds"]]  # fmt: skip
+        table.add_row(*map(str, cells))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
