@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import ClassVar, cast
 
 import torch
+from fxfactor.passes.legalize_grouped_convolutions import take_outputs
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from fxfactor.graph import is_quantizer, module_of, put_module, set_shape, shape_of
-from fxfactor.passes.legalize_grouped_convolutions import take_outputs
 from fxfactor.pipeline import Change, Pass, Skip
 
 _PER_CHANNEL_ALIKE = (nn.ReLU, nn.ReLU6, nn.Identity, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Dropout)
@@ -47,7 +47,9 @@ class LegalizeChannelMultipliers(Pass):
             parts = [slice(index, None, multiplier) for index in range(multiplier)]
             branches = take_outputs(layer, parts, layer.groups)
             if branches is None:
-                yield Skip(site, "the quantized weights of a part are not a part of the whole's: use a scale per channel")
+                yield Skip(
+                    site, "the quantized weights of a part are not a part of the whole's: use a scale per channel"
+                )
                 continue
             order = torch.arange(layer.out_channels).reshape(-1, multiplier).T.reshape(-1)
             for follower in followers:

@@ -39,7 +39,9 @@ class LegalizeGroupedConvolutions(Pass):
             site = str(node.target)
             branches = _branches(layer)
             if branches is None:
-                yield Skip(site, "the quantized weights of a group are not a part of the whole's: use a scale per channel")
+                yield Skip(
+                    site, "the quantized weights of a group are not a part of the whole's: use a scale per channel"
+                )
                 continue
             _replace(graph, node, branches)
             yield Change(site, tuple(f"{site}.{index}" for index in range(len(branches))))

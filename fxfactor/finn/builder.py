@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from fxfactor.finn.streams import Columns, Integers, Quantizer, Stream, integer_datatype
+from fxfactor.finn.streams import Columns, Integers, Quantizer, Stream, Window, integer_datatype
 
 GENERAL = "qonnx.custom_op.general"
 HARDWARE = "finn.custom_op.fpgadataflow"
@@ -76,32 +76,39 @@ class GraphBuilder:
         shape = (*self.shapes[tensor][:-1], matrix.shape[1])
         return self.node("MatMul", (tensor, name), site, shape, ACCUMULATOR)
 
-    def windows(
-        self,
-        site: str,
-        tensor: str,
-        kernel: tuple[int, int],
-        strides: tuple[int, int],
-        dilations: tuple[int, int],
-        pads: tuple[int, int, int, int],
-        depthwise: bool,
-    ) -> str:
+    def windows(self, site: str, tensor: str, window: Window, depthwise: bool) -> str:
         """Im2Col: (1, H, W, C) -> (1, H', W', kernel positions * C)."""
         _, height, width, channels = self.shapes[tensor]
-        out = tuple(window_positions((height, width), kernel, strides, dilations, pads))
         return self.node(
             "Im2Col",
             (tensor,),
             f"{site}.windows",
-            (1, *out, kernel[0] * kernel[1] * channels),
+            (1, *window.positions(height, width), window.kernel[0] * window.kernel[1] * channels),
             self.datatypes[tensor],
             GENERAL,
-            kernel_size=list(kernel),
-            stride=list(strides),
-            dilations=list(dilations),
-            pad_amount=list(pads),
+            kernel_size=list(window.kernel),
+            stride=list(window.strides),
+            dilations=list(window.dilations),
+            pad_amount=list(window.pads),
             input_shape=f"(1,{height},{width},{channels})",
             depthwise=int(depthwise),
+        )
+
+    def max_pool(self, site: str, tensor: str, window: Window) -> str:
+        """MaxPoolNHWC: (1, H, W, C) -> (1, H', W', C)."""
+        _, height, width, channels = self.shapes[tensor]
+        return self.node(
+            "MaxPoolNHWC",
+            (tensor,),
+            site,
+            (1, *window.positions(height, width), channels),
+            self.datatypes[tensor],
+            GENERAL,
+            kernel_shape=list(window.kernel),
+            strides=list(window.strides),
+            pads=list(window.pads),
+            dilations=[1, 1],
+            ceil_mode=0,
         )
 
     def quantize(self, site: str, stream: Stream, quantizer: Quantizer, steps: Integers) -> str:
@@ -109,12 +116,12 @@ class GraphBuilder:
         datatype = integer_datatype(int(steps.min()), int(steps.max()))
         name = self.constant(f"{site}.thresholds", steps, datatype)
         layout = "NHWC" if len(stream.shape) == 3 else "NC"
-        bias = {"out_bias": float(quantizer.lowest)} if quantizer.lowest else {}
+        bias = {"out_bias": float(quantizer.least)} if quantizer.least else {}
         return self.node(
             "MultiThreshold",
             (stream.tensor, name),
             site,
-            positions(stream.shape),
+            self.shapes[stream.tensor],
             quantizer.datatype,
             GENERAL,
             out_dtype=quantizer.datatype,
@@ -182,16 +189,3 @@ def _widened(datatype: str, value: Integers) -> str:
 def positions(shape: tuple[int, ...]) -> tuple[int, ...]:
     """(C, H, W) -> (1, H, W, C); (C,) -> (1, C)."""
     return (1, *shape[1:], shape[0])
-
-
-def window_positions(
-    size: tuple[int, int],
-    kernel: tuple[int, int],
-    strides: tuple[int, int],
-    dilations: tuple[int, int],
-    pads: tuple[int, int, int, int],
-) -> list[int]:
-    """Height and width after a convolution or pooling; pads are (top, left, bottom, right)."""
-    return [
-        (size[i] + pads[i] + pads[i + 2] - dilations[i] * (kernel[i] - 1) - 1) // strides[i] + 1 for i in range(2)
-    ]

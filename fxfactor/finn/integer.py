@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from fxfactor.finn import rules
-from fxfactor.finn.builder import HARDWARE, GraphBuilder, window_positions
+from fxfactor.finn.builder import HARDWARE, GraphBuilder
 from fxfactor.finn.functions import FUNCTIONS
 from fxfactor.finn.rules import Finding
 from fxfactor.finn.streams import (
@@ -34,8 +34,10 @@ from fxfactor.finn.streams import (
     Quantizer,
     Reals,
     Stream,
+    Window,
     integer_datatype,
     is_uniform,
+    make_quantizer,
     thresholds,
 )
 
@@ -201,8 +203,7 @@ class _Walk:
     def _finish(self, output: Value) -> onnx.ModelProto:
         if not isinstance(output, Stream):
             raise Broken(rules.ONE_OUTPUT, "an output that does not depend on the input", "return the logits")
-        if output.functions or any(output.pads):
-            raise Broken(rules.QUANTIZED, "an activation at the end", "end in linear logits, or quantize the output")
+        _require_quantized(output, "end in linear logits, or quantize the output")
         if output.tensor == "global_in":
             raise Broken(rules.OPERATION, "a network of quantizers only", "give a network with layers")
         self.notes["output"] = {
@@ -233,24 +234,22 @@ class _Walk:
             raise Broken(rules.ONE_SCALE, f"{len(np.unique(x.scale))} scales", _requantize_remedy(x))
         if attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
             raise Broken(rules.PADDING, f"auto_pad={attributes['auto_pad']}", "export with explicit padding")
-        own = attributes.get("pads", [0, 0, 0, 0])
-        pads = tuple(own[i] + x.pads[i] for i in range(4))
-        if any(pads) and x.offset.any():
+        window = _window(attributes, tuple(kernel))
+        window = replace(window, pads=tuple(own + before for own, before in zip(window.pads, x.pads, strict=True)))
+        if any(window.pads) and x.offset.any():
             raise Broken(rules.PADDING, "padding of a tensor with a bias", "put a quantizer before the convolution")
-        strides, dilations = attributes.get("strides", [1, 1]), attributes.get("dilations", [1, 1])
-        window = (tuple(kernel), tuple(strides), tuple(dilations), pads)
         tensor = x.tensor
-        if depthwise or kernel != [1, 1] or strides != [1, 1] or any(pads):
-            tensor = self.builder.windows(site, tensor, *window, depthwise=depthwise)  # type: ignore[arg-type]
+        if depthwise or window != Window((1, 1)):
+            tensor = self.builder.windows(site, tensor, window, depthwise)
         matrix = _depthwise_matrix(weights.integers) if depthwise else _matrix(weights.integers)
-        y = self._multiplied(site, x, tensor, matrix, weights.datatype, tuple(kernel) if depthwise else None)
+        y = self._multiplied(site, x, tensor, matrix, weights.datatype, window.kernel if depthwise else None)
         if depthwise:
             real_offset = x.offset * weights.real.sum((1, 2, 3))
             y = replace(y, scale=x.scale * scale, offset=real_offset)
         else:
             real_offset = (weights.real.sum((2, 3)) * x.offset).sum(1)
             y = replace(y, scale=x.scale[0] * scale, offset=real_offset)
-        y = replace(y, shape=(outputs, *window_positions(x.shape[1:], *window)))  # type: ignore[arg-type]
+        y = replace(y, shape=(outputs, *window.positions(*x.shape[1:])))
         return (_biased(y, inputs[2]) if len(inputs) > 2 and inputs[2] is not None else y,)
 
     def _linear(self, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:
@@ -280,9 +279,7 @@ class _Walk:
             raise Broken(rules.OPERATION, "a product of two activations", rules.REMEDIES["Mul"])
         if not isinstance(weights, Weights):
             raise Broken(rules.WEIGHTS, "float weights", "use the Brevitas layer (fxfactor.transform does)")
-        if x.functions:
-            found = "an activation function without a quantizer after it"
-            raise Broken(rules.QUANTIZED, found, "put a quantizer before this layer")
+        _require_quantized(x, "put a quantizer before this layer", padded=True)
         return x, weights
 
     def _multiplied(
@@ -341,8 +338,8 @@ class _Walk:
     def _join(self, node: onnx.NodeProto, inputs: list[Value]) -> Stream:
         a, b = inputs
         assert isinstance(a, Stream) and isinstance(b, Stream)
-        if a.functions or b.functions:
-            raise Broken(rules.JOIN, "an activation function without a quantizer after it", rules.REMEDIES["Add"])
+        for x in (a, b):
+            _require_quantized(x, rules.REMEDIES["Add"])
         if node.op_type == "Sub":
             raise Broken(rules.OPERATION, "the difference of two activations", "use an addition")
         if a.shape != b.shape:
@@ -387,7 +384,8 @@ class _Walk:
         attributes = _attributes(node)
         step = 2 ** np.round(np.log2(output_scale / scale)).reshape(1)
         rounding = attributes.get("rounding_mode", "FLOOR").upper()
-        quantizer = Quantizer(step, int(bits), bool(attributes.get("signed", 1)), bool(attributes.get("narrow", 0)), rounding)
+        signed, narrow = bool(attributes.get("signed", 1)), bool(attributes.get("narrow", 0))
+        quantizer = make_quantizer(step, int(bits), signed, narrow, rounding)
         if rounding not in ("ROUND", "FLOOR", "CEIL"):
             raise Broken(rules.ROUNDING, rounding, "use rounding mode FLOOR")
         integers = replace(x, functions=(*x.functions, lambda real: np.round(real / scale)))
@@ -399,8 +397,14 @@ class _Walk:
         if x.order is not None and len(quantizer.scale) > 1:
             quantizer = replace(quantizer, scale=quantizer.scale[x.order])
         x = self._rising(site, x)
+        low = quantizer.levels(x.evaluate(x.low[:, None]))[:, 0].astype(np.int64)
+        high = quantizer.levels(x.evaluate(x.high[:, None]))[:, 0].astype(np.int64)
+        if low.min() >= 0:
+            quantizer = quantizer.unsigned()
         tensor = self.builder.quantize(site, x, quantizer, thresholds(x, quantizer))
-        result = _quantized(x, quantizer, tensor)
+        result = replace(_quantized(x, quantizer, tensor), low=low, high=high)
+        for number, window in enumerate(x.pools):
+            result = self._pooled(f"{site}.pool{number}", result, window)
         return result if output_scale is None else replace(result, scale=np.full(x.channels, output_scale[0]))
 
     def _rising(self, site: str, x: Stream) -> Stream:
@@ -424,57 +428,47 @@ class _Walk:
         x = inputs[0]
         assert isinstance(x, Stream)
         attributes = _attributes(node)
-        kernel = tuple(attributes["kernel_shape"])
-        strides, pads = tuple(attributes.get("strides", (1, 1))), tuple(attributes.get("pads", (0, 0, 0, 0)))
-        dilations = tuple(attributes.get("dilations", (1, 1)))
-        remedy = "put a quantizer before the pooling, keep its stride at or below its kernel, and ceil_mode=False"
-        if x.functions or not x.quantized or any(x.pads):
-            raise Broken(rules.POOLING, "values that are not quantized", remedy)
-        if attributes.get("ceil_mode", 0) and _ceil_matters(x.shape[1:], kernel, strides, pads):
-            raise Broken(rules.POOLING, f"ceil_mode on {x.shape[1:]}", remedy)
-        if any(s > k for s, k in zip(strides, kernel, strict=True)) or dilations != (1, 1):
-            raise Broken(rules.POOLING, f"kernel {kernel}, stride {strides}, dilation {dilations}", remedy)
-        if any(pads) and (x.low < 0).any():
+        window = _window(attributes, tuple(attributes["kernel_shape"]))
+        if attributes.get("ceil_mode", 0):
+            window = window.rounding_up(*x.shape[1:])
+        remedy = "choose a stride at or below the kernel, no dilation, and padding inside the pooling"
+        if any(s > k for s, k in zip(window.strides, window.kernel, strict=True)) or window.dilations != (1, 1):
+            found = f"kernel {window.kernel}, stride {window.strides}, dilation {window.dilations}"
+            raise Broken(rules.POOLING, found, remedy)
+        if any(x.pads):
+            raise Broken(rules.POOLING, f"padding {x.pads} before it", remedy)
+        shape = (x.channels, *window.positions(*x.shape[1:]))
+        if not x.quantized or x.pools:
+            return (replace(x, shape=shape, pools=(*x.pools, window), columns=x.columns),)
+        return (replace(self._pooled(self._site(node), x, window), shape=shape),)
+
+    def _pooled(self, site: str, x: Stream, window: Window) -> Stream:
+        if any(window.pads) and not self.builder.datatypes[x.tensor].startswith("UINT"):
             raise Broken(rules.SIGNED_PADDING, f"values down to {x.low.min()}", "pool after a ReLU with a QuantReLU")
-        height, width = window_positions(x.shape[1:], kernel, strides, dilations, pads)  # type: ignore[arg-type]
-        tensor = self.builder.node(
-            "MaxPoolNHWC",
-            (x.tensor,),
-            self._site(node),
-            (1, height, width, x.channels),
-            x.datatype,
-            "qonnx.custom_op.general",
-            kernel_shape=list(kernel),
-            strides=list(strides),
-            pads=list(pads),
-            dilations=[1, 1],
-            ceil_mode=0,
-        )
-        return (replace(x, tensor=tensor, shape=(x.channels, height, width), columns=None),)
+        return replace(x, tensor=self.builder.max_pool(site, x.tensor, window), columns=None)
 
     def _average_pool(self, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:
         """A depthwise convolution with ones; the division by the window's size goes into the scale."""
         x = inputs[0]
         assert isinstance(x, Stream)
         attributes = _attributes(node)
-        kernel = tuple(attributes["kernel_shape"])
-        strides, pads = tuple(attributes.get("strides", (1, 1))), tuple(attributes.get("pads", (0, 0, 0, 0)))
-        if x.functions or any(x.pads):
-            raise Broken(rules.QUANTIZED, "average pooling of values that are not quantized", "put a quantizer before it")
-        if kernel == x.shape[1:] and not any(pads):
+        window = _window(attributes, tuple(attributes["kernel_shape"]))
+        _require_quantized(x, "put a quantizer before the pooling")
+        if window == Window(x.shape[1:]):  # type: ignore[arg-type]
             return self._global_average(node, inputs)
-        if attributes.get("ceil_mode", 0) and _ceil_matters(x.shape[1:], kernel, strides, pads):
+        if attributes.get("ceil_mode", 0) and window.rounding_up(*x.shape[1:]) != window:
             raise Broken(rules.AVERAGE, f"ceil_mode on {x.shape[1:]}", "use ceil_mode=False")
-        if any(pads) and not attributes.get("count_include_pad", 0):
-            raise Broken(rules.AVERAGE, f"padding {pads} that is not counted", "use count_include_pad=True, or no padding")
-        if any(pads) and x.offset.any():
+        if any(window.pads) and not attributes.get("count_include_pad", 0):
+            found = f"padding {window.pads} that is not counted"
+            raise Broken(rules.AVERAGE, found, "use count_include_pad=True, or no padding")
+        if any(window.pads) and x.offset.any():
             raise Broken(rules.PADDING, "padding of a tensor with a bias", "put a quantizer before the pooling")
-        site, window = self._site(node), (kernel, strides, (1, 1), pads)
-        tensor = self.builder.windows(site, x.tensor, *window, depthwise=True)  # type: ignore[arg-type]
-        matrix = _depthwise_matrix(np.ones((x.channels, 1, *kernel), np.int64))
-        y = self._multiplied(site, x, tensor, matrix, "INT2", kernel)  # type: ignore[arg-type]
-        shape = (x.channels, *window_positions(x.shape[1:], *window))  # type: ignore[arg-type]
-        return (replace(y, shape=shape, scale=x.scale / (kernel[0] * kernel[1]), offset=x.offset),)
+        site = self._site(node)
+        tensor = self.builder.windows(site, x.tensor, window, depthwise=True)
+        matrix = _depthwise_matrix(np.ones((x.channels, 1, *window.kernel), np.int64))
+        y = self._multiplied(site, x, tensor, matrix, "INT2", window.kernel)
+        shape = (x.channels, *window.positions(*x.shape[1:]))
+        return (replace(y, shape=shape, scale=x.scale / np.prod(window.kernel), offset=x.offset, columns=None),)
 
     def _global_average(self, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:
         x = inputs[0]
@@ -484,8 +478,7 @@ class _Walk:
             axes = inputs[1] if len(inputs) > 1 else attributes.get("axes", ())
             if sorted(int(axis) % 4 for axis in np.ravel(axes)) != [2, 3] or len(x.shape) != 3:  # type: ignore[arg-type]
                 raise Broken(rules.OPERATION, f"a mean over axes {axes}", "take means over height and width only")
-        if x.functions or any(x.pads):
-            raise Broken(rules.QUANTIZED, "average pooling of values that are not quantized", "put a quantizer before it")
+        _require_quantized(x, "put a quantizer before the pooling")
         flat = node.op_type == "ReduceMean" and not attributes.get("keepdims", 1)
         count = x.shape[1] * x.shape[2]
         low, high = x.low * count, x.high * count
@@ -533,8 +526,7 @@ class _Walk:
         return (x if len(x.shape) == 1 else self._flattened(node, x),)
 
     def _flattened(self, node: onnx.NodeProto, x: Stream) -> Stream:
-        if any(x.pads):
-            raise Broken(rules.PADDING, "padding before a linear layer", "pad inside a convolution (padding=)")
+        _require_quantized(x, "quantize before flattening", functions=x.shape[1:] != (1, 1))
         channels, height, width = x.shape
         area, features = height * width, channels * height * width
         site = f"{self._site(node)}.flat"
@@ -542,9 +534,6 @@ class _Walk:
         order = np.arange(features).reshape(channels, area).T.ravel()
         spread = {name: np.tile(getattr(x, name), area) for name in ("low", "high", "scale", "offset")}
         columns = x.columns if area == 1 else None
-        functions = x.functions
-        if functions and area > 1:
-            raise Broken(rules.QUANTIZED, "an activation function without a quantizer after it", "quantize before flattening")
         return replace(
             x, tensor=tensor, shape=(features,), columns=columns, order=order if area > 1 else None, **spread
         )
@@ -557,7 +546,7 @@ class _Walk:
         value = inputs[2] if len(inputs) > 2 else attributes.get("value")
         if attributes.get("mode", "constant") != "constant" or (value is not None and np.any(value)):  # type: ignore[arg-type]
             raise Broken(rules.PADDING, f"padding mode {attributes.get('mode')}", rules.REMEDIES["Pad"])
-        if len(pads) != 8 or any(pads[0:2]) or any(pads[4:6]) or min(pads) < 0 or x.functions or x.offset.any():
+        if len(pads) != 8 or any(pads[0:2]) or any(pads[4:6]) or min(pads) < 0 or x.functions or x.pools or x.offset.any():
             raise Broken(rules.PADDING, f"padding {pads} as an operation of its own", rules.REMEDIES["Pad"])
         new = tuple(a + b for a, b in zip((pads[2], pads[3], pads[6], pads[7]), x.pads, strict=True))
         return (replace(x, pads=new),)
@@ -567,9 +556,10 @@ class _Walk:
         if len(streams) != len(inputs):
             raise Broken(rules.OPERATION, "a concatenation with a constant", rules.REMEDIES["Pad"])
         axis, rank = _attributes(node)["axis"], len(streams[0].shape) + 1
-        if axis % rank != 1 or any(x.functions or any(x.pads) or x.order is not None for x in streams):
-            found = f"a concatenation along axis {axis} of values that are not quantized"
-            raise Broken(rules.QUANTIZED, found, "concatenate along the channels, after the quantizers")
+        for x in streams:
+            _require_quantized(x, "put a quantizer before the concatenation")
+        if axis % rank != 1 or any(x.order is not None for x in streams):
+            raise Broken(rules.OPERATION, f"a concatenation along axis {axis}", "concatenate along the channels")
         if len({x.tensor for x in streams}) < len(streams):
             raise Broken(rules.OPERATION, "a concatenation of a tensor with itself", "use a convolution with wider output")
         parts = {name: np.concatenate([getattr(x, name) for x in streams]) for name in ("low", "high", "scale", "offset")}
@@ -600,8 +590,9 @@ class _Walk:
         if sizes is None:
             sizes = [x.channels // len(node.output)] * len(node.output)
         sizes = [int(size) for size in np.ravel(sizes)]  # type: ignore[arg-type]
-        if axis % rank != 1 or sum(sizes) != x.channels or x.functions or any(x.pads) or x.order is not None:
-            raise Broken(rules.SPLIT, f"sizes {sizes} along axis {axis}", "use torch.split(x, [n, ...], 1) after a quantizer")
+        _require_quantized(x, "split after a quantizer")
+        if axis % rank != 1 or sum(sizes) != x.channels or x.order is not None:
+            raise Broken(rules.SPLIT, f"sizes {sizes} along axis {axis}", "use torch.split(x, [n, ...], 1)")
         if len(sizes) > rules.MOST_BRANCHES:
             broken = Broken(
                 rules.BRANCHES,
@@ -685,7 +676,7 @@ def _quantizer(node: onnx.NodeProto, constants: list[Value], channels: int) -> Q
     signed = bool(attributes.get("signed", 1))
     if signed and bits == 1:
         raise Broken(rules.BITS, "1 signed bit", "use 2 bits or more")
-    return Quantizer(scale.ravel(), int(bits.item()), signed, bool(attributes.get("narrow", 0)), rounding)
+    return make_quantizer(scale.ravel(), int(bits.item()), signed, bool(attributes.get("narrow", 0)), rounding)
 
 
 def _channels(x: Stream, value: Value) -> Reals:
@@ -706,9 +697,10 @@ def _channels(x: Stream, value: Value) -> Reals:
 
 def _affine(x: Stream, factor: Reals, constant: Reals) -> Stream:
     """x * factor + constant, both (1,) or (C,)."""
+    if (x.functions or x.pools) and (factor < 0).any():
+        found = "a negative factor after an activation function or max pooling"
+        raise Broken(rules.MONOTONE, found, "put a quantizer between them")
     if x.functions:
-        if (factor < 0).any():
-            raise Broken(rules.MONOTONE, "a negative factor after an activation function", "put a quantizer between them")
         slope, shift = factor[:, None], constant[:, None]
         return replace(x, functions=(*x.functions, lambda real: real * slope + shift))
     scale, offset = x.scale * factor, x.offset * factor + constant
@@ -748,8 +740,19 @@ def _requantize_remedy(x: Stream) -> str:
     return "put a quantizer before this layer (a batch norm or per-channel weights give every channel its own scale)"
 
 
-def _ceil_matters(size: tuple[int, ...], kernel: Any, strides: Any, pads: Any) -> bool:
-    return any((size[i] + pads[i] + pads[i + 2] - kernel[i]) % strides[i] for i in range(2))
+def _require_quantized(x: Stream, remedy: str, padded: bool = False, functions: bool = True) -> None:
+    """Nothing may be left for a quantizer to do: no function, no max pooling, and no padding unless it is taken up."""
+    if functions and x.functions:
+        raise Broken(rules.QUANTIZED, "an activation function without a quantizer after it", remedy)
+    if x.pools:
+        raise Broken(rules.POOLING, "max pooling of values that are not quantized, then or later", remedy)
+    if any(x.pads) and not padded:
+        raise Broken(rules.PADDING, f"padding {x.pads} that no convolution takes up", rules.REMEDIES["Pad"])
+
+
+def _window(attributes: dict[str, Any], kernel: tuple[int, ...]) -> Window:
+    names = {"strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1)}
+    return Window(kernel, **{name: tuple(attributes.get(name, value)) for name, value in names.items()})  # type: ignore[arg-type]
 
 
 def site_of(name: str) -> str:
@@ -811,12 +814,11 @@ def _quantized_constant(node: onnx.NodeProto, inputs: list[Value]) -> Weights:
     if bits.size != 1 or bits != np.round(bits):
         raise Broken(rules.WEIGHTS, "weight bits that differ or are not whole", "use one whole number of bits per layer")
     attributes = _attributes(node)
-    quantizer = Quantizer(
-        np.ones(1), int(bits.item()), bool(attributes.get("signed", 1)), bool(attributes.get("narrow", 0))
-    )
+    signed, narrow = bool(attributes.get("signed", 1)), bool(attributes.get("narrow", 0))
+    quantizer = make_quantizer(np.ones(1), int(bits.item()), signed, narrow)
     rounding = _rounding(attributes)
     integers = rounding(np.clip(value / scale, quantizer.lowest, quantizer.highest)).astype(np.int64)
-    return Weights(integers, scale.astype(np.float64), f"INT{max(2, int(bits.item()) + (not quantizer.signed))}")
+    return Weights(integers, scale.astype(np.float64), f"INT{max(2, int(bits.item()) + (not signed))}")
 
 
 def _rounding(attributes: dict[str, Any]) -> Callable[[NDArray[Any]], NDArray[Any]]:

@@ -11,7 +11,7 @@ of two and values fall on a tie, FINN's own conversion is off by one level.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,13 +31,53 @@ class Columns:
     count: int
 
 
+Pads = tuple[int, int, int, int]
+"""Top, left, bottom, right."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a convolution or pooling goes over (height, width)."""
+
+    kernel: tuple[int, int]
+    strides: tuple[int, int] = (1, 1)
+    pads: Pads = (0, 0, 0, 0)
+    dilations: tuple[int, int] = (1, 1)
+
+    def positions(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of what comes out, rounding down."""
+        return self._positions(0, height), self._positions(1, width)
+
+    def _positions(self, axis: int, size: int) -> int:
+        extent = self.dilations[axis] * (self.kernel[axis] - 1) + 1
+        return (size + self.pads[axis] + self.pads[axis + 2] - extent) // self.strides[axis] + 1
+
+    def rounding_up(self, height: int, width: int) -> Window:
+        """The window that rounding down gives what torch's ceil_mode gives: more padding at the bottom and right.
+
+        Windows that would start in the padding at the end are left out, as torch does.
+        """
+        more = []
+        for axis, size in enumerate((height, width)):
+            start, end, stride = self.pads[axis], self.pads[axis + 2], self.strides[axis]
+            extent = self.dilations[axis] * (self.kernel[axis] - 1) + 1
+            count = -(-(size + start + end - extent) // stride) + 1
+            if (count - 1) * stride >= size + start:
+                count -= 1
+            more.append(max(0, (count - 1) * stride + extent - size - start - end))
+        top, left, bottom, right = self.pads
+        return replace(self, pads=(top, left, bottom + more[0], right + more[1]))
+
+
 @dataclass(frozen=True)
 class Stream:
     """One tensor of the integer graph and what it stands for; arrays are per channel, shape (C,).
 
     `tensor` lies as (1, H, W, C) or (1, C); `shape` is (C, H, W) or (C,). `low` and `high` bound the integers.
     `columns` says where the integers are computed if their sign can be changed there. `order` is set after flattening:
-    position in the tensor -> position in torch's flattened (C, H, W).
+    position in the tensor -> position in torch's flattened (C, H, W). `pools` are max poolings still to be done: they
+    change places with the quantizer that follows, since it never falls; `shape` is what they lead to. `pads` is padding
+    still to be done, by the next convolution.
     """
 
     tensor: str
@@ -51,7 +91,8 @@ class Stream:
     quantized: bool = False
     columns: tuple[Columns, ...] | None = None
     order: Integers | None = None
-    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    pads: Pads = (0, 0, 0, 0)
+    pools: tuple[Window, ...] = ()
 
     @property
     def channels(self) -> int:
@@ -68,33 +109,41 @@ class Stream:
 
 @dataclass(frozen=True)
 class Quantizer:
-    """`level = clip(round(x / scale), lowest, highest)`; `scale` has shape (1,) or (C,)."""
+    """`level = clip(round(x / scale), lowest, highest)`, kept as `datatype`; `scale` has shape (1,) or (C,)."""
 
     scale: Reals
-    bits: int
-    signed: bool
-    narrow: bool
+    lowest: int
+    highest: int
+    datatype: str
     rounding: str = "ROUND"
 
     @property
-    def lowest(self) -> int:
-        """The least level."""
-        return -(2 ** (self.bits - 1)) + int(self.narrow) if self.signed else 0
+    def least(self) -> int:
+        """The least value of the datatype; `lowest` may lie above it (narrow range)."""
+        bits = int(self.datatype.lstrip("UINT"))
+        return 0 if self.datatype.startswith("U") else -(2 ** (bits - 1))
 
     @property
-    def highest(self) -> int:
-        """The greatest level."""
-        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1 - int(self.narrow)
-
-    @property
-    def datatype(self) -> str:
-        """The FINN datatype of the levels."""
-        return f"{'INT' if self.signed else 'UINT'}{self.bits}" if self.bits > 1 or self.signed else "BINARY"
+    def most(self) -> int:
+        """The greatest value of the datatype."""
+        return self.least + 2 ** int(self.datatype.lstrip("UINT")) - 1
 
     def levels(self, real: Reals) -> Reals:
         """Levels of `real` (C, n)."""
         levels = ROUNDINGS[self.rounding](real / self.scale[:, None])
         return np.clip(levels, self.lowest, self.highest)
+
+    def unsigned(self) -> Quantizer:
+        """The same levels for values that are never negative: a bit less, and zero may be padded."""
+        bits = max(2, self.highest.bit_length())
+        return replace(self, lowest=0, datatype=f"UINT{bits}")
+
+
+def make_quantizer(scale: Reals, bits: int, signed: bool, narrow: bool, rounding: str = "ROUND") -> Quantizer:
+    """A quantizer as QONNX describes it. One unsigned bit is kept in two, since FINN reads one bit as binary."""
+    lowest = -(2 ** (bits - 1)) + int(narrow) if signed else 0
+    highest = 2 ** (bits - 1) - 1 if signed else 2**bits - 1 - int(narrow)
+    return Quantizer(scale, lowest, highest, f"{'INT' if signed else 'UINT'}{max(2, bits)}", rounding)
 
 
 ROUNDINGS: dict[str, Function] = {"ROUND": np.round, "FLOOR": np.floor, "CEIL": np.ceil}
@@ -102,14 +151,14 @@ ROUNDINGS: dict[str, Function] = {"ROUND": np.round, "FLOOR": np.floor, "CEIL": 
 
 
 def thresholds(stream: Stream, quantizer: Quantizer) -> Integers:
-    """The smallest integers that reach each level above the lowest: shape (C, levels - 1), or (1, ...) if all are equal.
+    """The smallest integers that reach each value of the datatype above its least: (C, 2^bits - 1), or (1, ...) if equal.
 
-    A level that no integer in `low..high` reaches gets `high + 1`. Needs `stream.scale` >= 0.
+    A value that no integer in `low..high` reaches gets `high + 1`. Needs `stream.scale` >= 0.
     """
     low, high = stream.low, stream.high
     if is_uniform(stream.scale) and is_uniform(stream.offset):  # one row can serve all channels
         low, high = np.full_like(low, low.min()), np.full_like(high, high.max())
-    wanted = np.arange(quantizer.lowest + 1, quantizer.highest + 1)
+    wanted = np.arange(quantizer.least + 1, quantizer.most + 1)
     shape = (stream.channels, len(wanted))
     below = np.broadcast_to(low[:, None], shape).copy()
     reached = np.broadcast_to(high[:, None] + 1, shape).copy()
