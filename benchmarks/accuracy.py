@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fxfactor.passes import FactorizeDepth, Quantize
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -28,6 +27,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fxfactor
 from fxfactor.finetune import finetune
+from fxfactor.passes import FactorizeDepth, Quantize
 from fxfactor.reconstruct import flip_and_shift, reconstruct
 from fxfactor.statistics import fit_to_outputs
 
