@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import ClassVar, cast
 
 import torch
-from fxfactor.passes.legalize_grouped_convolutions import take_outputs
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from fxfactor.graph import is_quantizer, module_of, put_module, set_shape, shape_of
+from fxfactor.passes.legalize_grouped_convolutions import take_outputs
 from fxfactor.pipeline import Change, Pass, Skip
 
 _PER_CHANNEL_ALIKE = (nn.ReLU, nn.ReLU6, nn.Identity, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Dropout)
