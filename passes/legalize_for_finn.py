@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fxfactor.passes.legalize_channel_multipliers import LegalizeChannelMultipliers
-from fxfactor.passes.legalize_grouped_convolutions import LegalizeGroupedConvolutions
 from torch.fx import GraphModule
 
+from fxfactor.passes.legalize_channel_multipliers import LegalizeChannelMultipliers
+from fxfactor.passes.legalize_grouped_convolutions import LegalizeGroupedConvolutions
 from fxfactor.pipeline import Change, Pass, Skip
 
 
