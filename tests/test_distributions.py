@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fxfactor.passes import FactorizeDepth, FoldBatchNorm, Quantize
 from networks import Lambda, ResidualNet, fingerprint, randomized
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
@@ -22,6 +21,7 @@ import fxfactor
 from fxfactor import PreconditionError
 from fxfactor.distribution_table import COLUMNS, Distribution, Distributions
 from fxfactor.distributions import distributions
+from fxfactor.passes import FactorizeDepth, FoldBatchNorm, Quantize
 
 
 def images(count: int = 24, seed: int = 1) -> Tensor:
