@@ -6,12 +6,12 @@ import copy
 
 import pytest
 import torch
-from fxfactor.passes import FactorizeDepth, Quantize
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 import fxfactor
 from fxfactor.errors import PreconditionError
+from fxfactor.passes import FactorizeDepth, Quantize
 from fxfactor.reconstruct import boundaries, flip_and_shift, reconstruct, refresh_batch_norms, with_taps
 
 
