@@ -6,13 +6,13 @@ import copy
 
 import pytest
 import torch
-from fxfactor.passes import FactorizeDepth
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 import fxfactor
 from fxfactor.errors import PreconditionError
 from fxfactor.factors import split_originals
+from fxfactor.passes import FactorizeDepth
 from fxfactor.statistics import fit_to_outputs, patches
 
 WIDTH = 16
