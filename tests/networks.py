@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -24,6 +24,19 @@ def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
             nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
             nn.init.normal_(module.bias, 0, 0.2, generator=generator)
+    return model.eval()
+
+
+def set_statistics(model: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
+    """Give the batch norms of `model` the statistics that these batches have there, and put it in eval."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.reset_running_stats()
+            module.momentum = None  # a plain mean over the batches
+    model.train()
+    with torch.no_grad():
+        for batch in batches:
+            model(batch)
     return model.eval()
 
 

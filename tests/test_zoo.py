@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import pytest
 import torch
-from networks import difference_in_float64, randomized
+from networks import difference_in_float64, randomized, set_statistics
 from torch import nn
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
@@ -84,7 +84,9 @@ BITS = (None, 8, 4, 2)
 def built(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     build, size = ZOO[name]
     torch.manual_seed(0)
-    return randomized(build()), (2, 3, size, size)
+    model = randomized(build())
+    shape = (2, 3, size, size)
+    return set_statistics(model, [torch.randn(shape)]), shape
 
 
 @lru_cache(maxsize=1)
@@ -128,10 +130,12 @@ def test_transformed_network_runs_and_trains(name, level, bits):
         if isinstance(choose_groups(site, level, first=index == 0), int)
     }
     assert {site.name for site in sites(graph).values() if site.factorized} == wanted
-    train_one_step(graph, torch.randn(built(name)[1]))
+    run_and_train_one_step(graph, torch.randn(built(name)[1]))
 
 
-def train_one_step(graph: GraphModule, images: torch.Tensor) -> None:
+def run_and_train_one_step(graph: GraphModule, images: torch.Tensor) -> None:
+    with torch.no_grad():
+        assert all(output.isfinite().all() for output in tree_leaves(graph.eval()(images)))
     graph.train()
     optimizer = torch.optim.SGD(graph.parameters(), lr=1e-3)
     optimizer.zero_grad()
@@ -144,8 +148,7 @@ def train_one_step(graph: GraphModule, images: torch.Tensor) -> None:
             if name.endswith(("spatial.weight", "pointwise.weight")):
                 assert parameter.grad.any(), f"{name} gets zeros only"
     optimizer.step()
-    with torch.no_grad():
-        assert all(output.isfinite().all() for output in tree_leaves(graph.eval()(images)))
+    assert all(parameter.isfinite().all() for parameter in graph.parameters())
 
 
 @pytest.mark.parametrize(("name", "level", "bits"), [("shufflenet_v2_x0_5", 3, 4), ("mobilenet_v2", "depthwise", 8)])
