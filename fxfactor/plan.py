@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 from torch.fx import GraphModule
@@ -23,6 +23,9 @@ from fxfactor.errors import PreconditionError
 from fxfactor.files import write_text
 from fxfactor.graph import CONVOLUTIONS, Convolution, Site, is_quantizer, module_of, sites
 from fxfactor.quantizers import bits_of, is_quantized_layer, weight_bits_of
+
+if TYPE_CHECKING:
+    from fxfactor.explanation import Explanation
 
 Level = int | Literal["depthwise"]
 
@@ -137,11 +140,12 @@ class Plan:
     """For every site what to do with it. A site that is not in `layers` is left as it is.
 
     join_bits: bits of the tensors that enter an addition, a concatenation or an average pooling but no layer; None
-    leaves them in floating point.
+    leaves them in floating point. explanation: why, where `fxfactor.search` has found the plan; see `explain`.
     """
 
     layers: Mapping[str, LayerPlan] = field(default_factory=dict)
     join_bits: int | None = None
+    explanation: Explanation | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         check_bits(self.join_bits, "join_bits")
@@ -194,7 +198,20 @@ class Plan:
     def with_layer(self, site: str, **changes: Any) -> Plan:
         """The same plan with one layer changed: `plan.with_layer("layer1.0.conv1", weight_bits=8)`."""
         require_known([site], self.layers, "the plan")
-        return replace(self, layers={**self.layers, site: replace(self.layers[site], **changes)})
+        layers = {**self.layers, site: replace(self.layers[site], **changes)}
+        return replace(self, layers=layers, explanation=None)
+
+    def explain(self) -> Explanation:
+        """What each layer costs and why it was chosen: `print(plan.explain())`, or `rich.print` on a terminal.
+
+        Raises PreconditionError for a plan that no search has found, or that was changed since.
+        """
+        if self.explanation is None:
+            raise PreconditionError(
+                "only a plan that fxfactor.search has found, unchanged, explains itself; this one was made otherwise: "
+                "fxfactor.summary(fxfactor.transform(model, plan=plan)) shows what it costs"
+            )
+        return self.explanation
 
     def require_fits(self, graph: GraphModule) -> None:
         """Raise PreconditionError where the plan names a site that the graph does not have, or wants the impossible."""
@@ -210,7 +227,8 @@ class Plan:
         rows = [f"    {json.dumps(name)}: {json.dumps(asdict(layer))}" for name, layer in self.layers.items()]
         layers = "{\n" + ",\n".join(rows) + "\n  }" if rows else "{}"
         join_bits = json.dumps(self.join_bits)
-        return f'{{\n  "schema_version": {SCHEMA_VERSION},\n  "join_bits": {join_bits},\n  "layers": {layers}\n}}\n'
+        why = "" if self.explanation is None else f',\n  "explanation": {json.dumps(self.explanation.to_dict())}'
+        return f'{{\n  "schema_version": {SCHEMA_VERSION},\n  "join_bits": {join_bits},\n  "layers": {layers}{why}\n}}\n'
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -233,7 +251,7 @@ class Plan:
             raise PreconditionError(
                 f"this fxfactor reads plans of schema_version {SCHEMA_VERSION}, found {found!r}; write the plan anew"
             )
-        _require_fields(data, {"schema_version", "join_bits", "layers"}, "the plan")
+        _require_fields(data, {"schema_version", "join_bits", "layers", "explanation"}, "the plan")
         names = {each.name for each in fields(LayerPlan)}
         layers = {}
         for site, entry in data["layers"].items():
@@ -244,7 +262,10 @@ class Plan:
                 layers[site] = LayerPlan(**entry)
             except PreconditionError as error:
                 raise PreconditionError(f"layer {site!r} of the plan: {error}") from error
-        return cls(layers, data.get("join_bits"))
+        from fxfactor.explanation import Explanation
+
+        why = data.get("explanation")
+        return cls(layers, data.get("join_bits"), None if why is None else Explanation.from_dict(why))
 
     def save(self, path: str | Path) -> None:
         """Write the plan to a file, whole or not at all."""
@@ -257,6 +278,8 @@ class Plan:
             text = Path(path).read_text(encoding="utf-8")
         except OSError as error:
             raise PreconditionError(f"cannot read the plan {str(path)!r}: {error.strerror}; check the path") from error
+        except UnicodeDecodeError as error:
+            raise PreconditionError(f"a plan must be JSON, found a file that is no text: {str(path)!r}") from error
         return cls.from_json(text)
 
 

