@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -59,6 +59,14 @@ def calibrate(qmodel: GraphModule, loader: Iterable[Any]) -> GraphModule:
 
     Raises PreconditionError on an empty loader, a batch that holds no tensor, and activations that are not finite.
     """
+    return set_ranges(qmodel, count_activations(qmodel, loader))
+
+
+def count_activations(qmodel: GraphModule, loader: Iterable[Any]) -> dict[str, Histogram]:
+    """What enters every quantizer on all images of `loader`, unrounded, by the path of the quantizer.
+
+    Raises PreconditionError as `calibrate` does.
+    """
     training = {name: module.training for name, module in qmodel.named_modules()}
     qmodel.eval()
     histograms: dict[nn.Module, Histogram] = {}
@@ -68,8 +76,14 @@ def calibrate(qmodel: GraphModule, loader: Iterable[Any]) -> GraphModule:
             counting.run(inputs_of(batch), enable_io_processing=False)
     if not histograms and any(is_quantizer(module) for module in qmodel.modules()):
         raise PreconditionError("calibration needs at least one batch of images, found an empty loader")
-    for quantizer, histogram in histograms.items():
-        set_limit(quantizer, best_limit(histogram, quantizer_bits(quantizer), is_signed(quantizer)))
     for name, module in qmodel.named_modules():
         module.training = training[name]
+    return {name: histograms[module] for name, module in qmodel.named_modules() if module in histograms}
+
+
+def set_ranges(qmodel: GraphModule, histograms: Mapping[str, Histogram]) -> GraphModule:
+    """Set the range of every quantizer that was counted to the one that loses least at its bits, in place."""
+    for name, histogram in histograms.items():
+        quantizer = qmodel.get_submodule(name)
+        set_limit(quantizer, best_limit(histogram, quantizer_bits(quantizer), is_signed(quantizer)))
     return qmodel
