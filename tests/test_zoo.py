@@ -5,6 +5,7 @@ Images are small and weights random. The networks of `FAST` run always, the rest
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -119,7 +120,7 @@ def test_captured_network_is_the_original(name):
     ("name", "level", "bits"), [marked(name, level, bits) for name in ZOO for level in LEVELS for bits in BITS]
 )
 def test_transformed_network_runs_and_trains(name, level, bits):
-    graph = factorized(name, level)
+    graph = copy.deepcopy(factorized(name, level))
     if bits is not None:
         graph = Pipeline(Quantize(bits, bits))(graph).graph
     elif level == 0:
