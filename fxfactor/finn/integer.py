@@ -26,10 +26,10 @@ from onnx import helper, numpy_helper
 from fxfactor.finn import rules
 from fxfactor.finn.builder import HARDWARE, GraphBuilder
 from fxfactor.finn.functions import FUNCTIONS
+from fxfactor.finn.naming import site_of
 from fxfactor.finn.rules import Finding
 from fxfactor.finn.streams import (
     Columns,
-    Function,
     Integers,
     Quantizer,
     Reals,
@@ -91,6 +91,7 @@ class _Walk:
         self.values: dict[str, Value] = {
             tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer
         }
+        self.constants = set(self.values)
         self.uses = Counter(name for node in graph.node for name in node.input if name)
         self.uses.update(output.name for output in graph.output)
         self.origin = {name: node for node in graph.node for name in node.output}
@@ -166,13 +167,8 @@ class _Walk:
     # ---- names ----
 
     def _site(self, node: onnx.NodeProto) -> str:
-        """Module path of `node`: from its parameters where it has any, else from the exporter's node name."""
-        for name in node.input[1:2]:
-            while (producer := self.origin.get(name)) is not None and producer.input:
-                name = producer.input[0]
-            if isinstance(self.values.get(name), np.ndarray) and name.endswith((".weight", ".running_mean")):
-                return name.rpartition(".")[0]
-        return site_of(node.name) or node.name or node.op_type
+        """Module path of `node`, or a name for it."""
+        return site_of(node, self.origin, self.constants) or node.name or node.op_type
 
     # ---- ends ----
 
@@ -755,19 +751,6 @@ def _window(attributes: dict[str, Any], kernel: tuple[int, ...]) -> Window:
     return Window(kernel, **{name: tuple(attributes.get(name, value)) for name, value in names.items()})  # type: ignore[arg-type]
 
 
-def site_of(name: str) -> str:
-    """Module path in an exporter's node name: "/layer1/layer1.0/conv1/weight_quant/..." -> "layer1.0.conv1"."""
-    parts: list[str] = []
-    for part in name.strip("/").split("/")[:-1]:
-        if part.endswith("_quant") or part in ("export_handler", "activation_impl"):
-            break
-        if parts and part.startswith(f"{parts[-1]}."):
-            parts[-1] = part
-        else:
-            parts.append(part)
-    return ".".join(parts)
-
-
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
     values = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     return {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
@@ -860,5 +843,3 @@ HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(FUNCTIONS, _Walk._function),
 }
 """ONNX operation -> how the walk interprets it."""
-
-__all__ = ["Function", "Interpretation", "interpret", "site_of"]

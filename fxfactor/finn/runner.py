@@ -147,7 +147,8 @@ class Job:
     def folder(self) -> tempfile.TemporaryDirectory[str]:
         """A folder for this run, beside the cached models so that a finished one is moved there in one step."""
         self.store.mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryDirectory(prefix=".run-", dir=self.store)
+        _sweep(self.store)
+        return tempfile.TemporaryDirectory(prefix=f".run-{os.getpid()}-", dir=self.store)
 
     def run(self, name: str) -> Outcome:
         """Interpret the file, run the worker in folder `name`, and put together what it sends."""
@@ -325,6 +326,24 @@ def _publish(folder: Path, kept: Path) -> None:
 
 def _age(entry: Path) -> float:
     return entry.stat().st_mtime
+
+
+def _sweep(store: Path) -> None:
+    """Remove folders of runs that were killed and could not clean up themselves."""
+    for entry in store.glob(".run-*-*"):
+        owner = entry.name.split("-")[1]
+        if owner.isdigit() and not _is_alive(int(owner)):
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _explain(event: dict[str, Any]) -> str:

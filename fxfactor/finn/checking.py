@@ -1,0 +1,93 @@
+"""What FINN would refuse, before anything is exported or built."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from fxfactor.errors import FinnError
+from fxfactor.finn import rules
+from fxfactor.finn.integer import interpret
+from fxfactor.finn.loading import load_model
+from fxfactor.finn.naming import record_sites
+from fxfactor.finn.rules import Finding
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import nn
+    from torch.fx import GraphModule
+
+
+def check(model: str | Path | nn.Module, example_inputs: Any = None) -> list[Finding]:
+    """List what FINN would refuse in a QONNX file or a quantized network: rule, module path, what was found, remedy.
+
+    Before: a file, what `fxfactor.transform` gives, or any network of Brevitas layers (with `example_inputs`, a tensor of
+    batch size 1). After: findings, none if FINN takes it. Those that `block` make `fxfactor.finn.estimate` stop; the others
+    say what costs more than it needs to. A network is checked as `fxfactor.export(..., target="finn")` would write it.
+
+    FINN is not needed and not run: the network is interpreted in integers, which takes about a second.
+
+    Raises FinnError where the file cannot be read, or the shape of the input is not known.
+    """
+    if isinstance(model, str | Path):
+        return list(interpret(load_model(model)).findings)
+    exported = _export(model, example_inputs)
+    return [exported] if isinstance(exported, Finding) else list(interpret(exported).findings)
+
+
+def table(findings: list[Finding]) -> Table:
+    """The findings as a rich table, the blocking ones in red."""
+    result = Table("where", "required", "found", "what to do", title="What FINN would refuse" if findings else None)
+    for finding in findings:
+        style = "red" if finding.blocks else "yellow"
+        result.add_row(finding.site, finding.rule, finding.found, finding.remedy, style=style)
+    return result
+
+
+def _export(model: nn.Module, example_inputs: Any) -> onnx.ModelProto | Finding:
+    """The network as ONNX, its nodes named after its modules; a finding where it has no ONNX form."""
+    import onnx
+    import torch
+    from brevitas.export import export_qonnx
+    from torch.fx import GraphModule
+
+    graph = copy.deepcopy(model).eval()
+    if isinstance(graph, GraphModule):
+        graph, example_inputs = _legal(graph, example_inputs)
+    if example_inputs is None:
+        raise FinnError(
+            f"required: example_inputs, a tensor of shape (1, C, H, W); found: none for a {type(model).__name__}; "
+            "give them, or the graph that fxfactor.transform gives"
+        )
+    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = Path(folder) / "checked.onnx"
+        try:
+            export_qonnx(graph, inputs if len(inputs) > 1 else inputs[0], str(path), dynamo=False)
+        except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            found = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            return Finding(rules.EXPORT, "network", found, "replace the operation that it names")
+        exported = onnx.load(str(path))
+    record_sites(exported)
+    return exported
+
+
+def _legal(graph: GraphModule, example_inputs: Any) -> tuple[GraphModule, Any]:
+    """A graph in normal form as `export` would write it; any other graph as it is."""
+    from fxfactor.errors import GraphError
+    from fxfactor.finn.legalizing import legalize
+    from fxfactor.graph import check_graph
+    from fxfactor.pipeline import random_inputs
+
+    try:
+        check_graph(graph)
+    except GraphError:
+        return graph, example_inputs
+    legal = legalize(graph)
+    return legal, random_inputs(legal) if example_inputs is None else example_inputs

@@ -1,0 +1,59 @@
+"""What the FINN tests share: where FINN and the shared data are, and how networks become files."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from finn_helpers import export_to
+from torch import nn
+
+ROOT = Path(__file__).parents[2]
+SHARED = ROOT.parent / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs finn-plus where it is not installed."""
+    try:
+        version("finn-plus")
+    except PackageNotFoundError:
+        pass
+    else:
+        return
+    skip = pytest.mark.skip(reason="finn-plus is not installed: pip install 'fxfactor[finn]'")
+    for item in items:
+        if item.get_closest_marker("finn") is not None:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache for FINN's models that is not the user's."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def realdata() -> Any:
+    """The module that loads the shared images and trained networks; skips where they are missing."""
+    if not (SHARED / "realdata.py").is_file():
+        pytest.skip(f"the shared data is not at {SHARED}")
+    sys.path.insert(0, str(SHARED))
+    try:
+        import realdata as module
+    finally:
+        sys.path.remove(str(SHARED))
+    return module
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[nn.Module, tuple[int, ...]], Path]:
+    """Gives a function that writes a model to a file of its own."""
+
+    def write(model: nn.Module, shape: tuple[int, ...] = (1, 3, 8, 8)) -> Path:
+        return export_to(tmp_path / "model.onnx", model, shape)
+
+    return write

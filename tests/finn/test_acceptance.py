@@ -1,0 +1,55 @@
+"""The whole chain on whole networks: transform, export, FINN's steps to the estimates, equal to PyTorch on 20 images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from finn_helpers import outputs_in_float64, spread_batch_norms
+from torch import nn
+
+import fxfactor
+
+IMAGES = 20
+
+
+def _network(name: str, realdata: Any) -> tuple[nn.Module, torch.Tensor]:
+    if name == "resnet20":
+        return realdata.cifar_resnet(20).eval(), realdata.cifar10("test")[0][:IMAGES]
+    models = pytest.importorskip("torchvision.models")
+    model = getattr(models, name)(num_classes=100).eval()
+    spread_batch_norms(model)
+    return model, torch.randn(IMAGES, 3, 64, 64)
+
+
+CASES = [
+    *((name, level, 4) for name in ("resnet18", "mobilenet_v2", "resnet50") for level in (0, 1, 3, "depthwise")),
+    *(("resnet20", level, bits) for level in (0, 1, 3, "depthwise") for bits in (2, 4, 8)),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.finn
+@pytest.mark.parametrize(("name", "level", "bits"), CASES)
+def test_from_the_model_to_estimates(
+    name: str, level: int | str, bits: int, realdata: Any, tmp_path: Path, cache: Path
+) -> None:
+    model, images = _network(name, realdata)
+    qmodel = fxfactor.transform(model, level=level, bits=bits, example_inputs=images[:1])  # type: ignore[arg-type]
+    file = tmp_path / "model.onnx"
+    fxfactor.export(qmodel, file, target="finn", example_inputs=images[:1])
+    estimate = fxfactor.finn.estimate(file, verify=(images, outputs_in_float64(qmodel, images)), cache=cache)
+    compared = estimate.steps[0]
+    print(
+        f"\n{name} level {level} bits {bits}: {estimate.total} {estimate.fps:.0f} fps, "
+        f"difference {compared.difference:.1e}, {estimate.seconds:.0f} s"
+    )
+    assert compared.images == IMAGES
+    assert compared.difference is not None
+    assert compared.difference <= 1e-5
+    assert compared.same_argmax == 1.0
+    assert not estimate.software
+    assert not estimate.floating
+    assert estimate.fps > 0
