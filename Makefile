@@ -35,7 +35,7 @@ lint: .venv/ready
 
 # mypy follows no editable install to passes/, so it reads a copy that is installed the usual way.
 types: .venv/ready
-	rm -rf build/installed
+	rm -rf build
 	.venv/bin/pip install $(PIP_FLAGS) --no-deps --target build/installed .
 	cd build/installed && MYPYPATH=. ../../.venv/bin/mypy --config-file ../../pyproject.toml -p fxfactor
 
