@@ -120,7 +120,7 @@ def transform(
     weights: Weights = None,
     calibration: Annotated[
         Path | None,
-        typer.Option(help="Images that set the activation ranges: a .npy file of floats (N, C, H, W).", metavar="FILE"),
+        typer.Option(help="Images to fit factors and ranges to: a .npy file of floats (N, C, H, W).", metavar="FILE"),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder to save the result in.", metavar="FOLDER")
