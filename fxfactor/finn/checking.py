@@ -53,7 +53,6 @@ def _export(model: nn.Module, example_inputs: Any) -> onnx.ModelProto | Finding:
     """The network as ONNX, its nodes named after its modules; a finding where it has no ONNX form."""
     import onnx
     import torch
-    from brevitas.export import export_qonnx
     from torch.fx import GraphModule
 
     graph = copy.deepcopy(model).eval()
@@ -67,6 +66,8 @@ def _export(model: nn.Module, example_inputs: Any) -> onnx.ModelProto | Finding:
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        from brevitas.export import export_qonnx
+
         path = Path(folder) / "checked.onnx"
         try:
             export_qonnx(graph, inputs if len(inputs) > 1 else inputs[0], str(path), dynamo=False)

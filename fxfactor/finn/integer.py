@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from fxfactor.finn import rules
-from fxfactor.finn.builder import HARDWARE, GraphBuilder
+from fxfactor.finn.builder import HARDWARE, GraphBuilder, positions
 from fxfactor.finn.functions import FUNCTIONS
 from fxfactor.finn.naming import site_of
 from fxfactor.finn.rules import Finding
@@ -155,7 +155,9 @@ class _Walk:
         if shape is None or any(not isinstance(value, np.ndarray) for value in inputs[1:]):
             return None
         quantizer = _quantizer(node, inputs[1:], shape[0])
-        return _quantized(Stream("global_in", shape, "INT8", *_nothing(shape[0])), quantizer, "global_in")
+        name = f"after finding {len(self.findings)}"
+        self.builder.shapes[name], self.builder.datatypes[name] = positions(shape), quantizer.datatype
+        return _quantized(Stream(name, shape, "INT8", *_nothing(shape[0])), quantizer, name)
 
     def _declared_shape(self, tensor: str) -> tuple[int, ...] | None:
         for value in self.graph.value_info:

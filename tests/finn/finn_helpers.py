@@ -31,10 +31,10 @@ def outputs_in_float64(model: nn.Module, images: Tensor) -> Tensor:
 
 def export_to(path: Path, model: nn.Module, shape: tuple[int, ...]) -> Path:
     """Write `model` as QONNX as it is, not legalized and not cleaned up."""
-    from brevitas.export import export_qonnx
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        from brevitas.export import export_qonnx
+
         export_qonnx(model.eval(), torch.randn(shape), str(path), dynamo=False)
     return path
 

@@ -1,0 +1,75 @@
+"""check says of every small network what FINN does with it; what is taken computes what PyTorch computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from finn_helpers import outputs_in_float64, relative
+from small_networks import REFUSED, TAKEN, build
+from torch import nn
+
+import fxfactor.finn
+from fxfactor.errors import FinnError
+from fxfactor.finn.loading import load_integers
+
+Write = Callable[..., Path]
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_what_finn_takes_has_no_findings_and_equals_torch(name: str, write: Write) -> None:
+    model = build(TAKEN[name])
+    file = write(model)
+    assert fxfactor.finn.check(file) == []
+    images = torch.randn(8, 3, 8, 8)
+    assert relative(load_integers(file)(images.numpy()), outputs_in_float64(model, images)) < 1e-6
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_finn_refuses_is_found_by_its_rule(name: str, write: Write) -> None:
+    make, rule = REFUSED[name]
+    file = write(build(make))
+    blocking = [finding for finding in fxfactor.finn.check(file) if finding.blocks]
+    assert rule in [finding.rule for finding in blocking]
+    assert all(finding.found and finding.remedy and finding.site for finding in blocking)
+    with pytest.raises(FinnError, match="Broken rules"):
+        load_integers(file)
+
+
+def test_the_table_is_large_enough() -> None:
+    assert len(TAKEN) + len(REFUSED) >= 40
+
+
+@pytest.mark.slow
+@pytest.mark.finn
+@pytest.mark.parametrize("name", TAKEN)
+def test_the_flow_takes_what_check_lets_pass(name: str, write: Write, cache: Path) -> None:
+    model = build(TAKEN[name])
+    images = torch.randn(3, 3, 8, 8)
+    estimate = fxfactor.finn.estimate(write(model), verify=(images, outputs_in_float64(model, images)), cache=cache)
+    assert not estimate.software
+    assert not estimate.floating
+
+
+@pytest.mark.slow
+@pytest.mark.finn
+@pytest.mark.parametrize("name", REFUSED)
+def test_finn_itself_refuses_what_check_blocks(name: str, write: Write, tmp_path: Path) -> None:
+    from finns_own_flow import why_refused
+
+    model = build(REFUSED[name][0])
+    images = torch.randn(2, 3, 8, 8)
+    outputs = None if name == "two outputs" else outputs_in_float64(model, images)
+    reasons = why_refused(write(model), images, outputs, tmp_path)
+    print(f"\n{name}: {reasons}")
+    assert all(reasons.values()), reasons
+
+
+def test_every_broken_rule_is_found_not_only_the_first(write: Write) -> None:
+    from small_networks import chain, conv, norm, quantizer, relu
+
+    model = chain(conv(8, 8, groups=4), relu(), conv(8, 8), nn.Hardswish(), quantizer(), conv(8, 8), norm(8), quantizer(9))
+    found = {finding.found for finding in fxfactor.finn.check(write(build(lambda: model)))}
+    assert {"groups=4 with 8 input and 8 output channels", "HardSwish", "9 bits"} <= found
