@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fxfactor.finn.boards import BOARDS, Resources
     from fxfactor.finn.checking import check
+    from fxfactor.finn.exact_reference import reference
     from fxfactor.finn.legalizing import legalize
     from fxfactor.finn.preparing import Prepared, prepare
     from fxfactor.finn.report import Estimate, HardwareLayer, Step
@@ -28,6 +29,7 @@ _HOMES = {
     "estimate": "runner",
     "legalize": "legalizing",
     "prepare": "preparing",
+    "reference": "exact_reference",
 }
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "estimate",
     "legalize",
     "prepare",
+    "reference",
 ]
 
 

@@ -66,9 +66,9 @@ def estimate(
 
     `verify=(images, outputs)`, or an .npz file with "x" and "y": the network in integers is compared with these outputs of
     PyTorch on all images (largest difference / largest output at most `tolerance`). FINN's graph is then executed after
-    every step on `images_per_step` of them, and at the end on all; the integers must be the same. Give outputs computed in
-    float64 (`qmodel.double()`): float32 sums can tip a value that lies next to a rounding threshold. Without `verify` one
-    random image is executed at the end.
+    every step on `images_per_step` of them, and at the end on all; the integers must be the same. Give the outputs of
+    `fxfactor.finn.reference(qmodel, images)`: in float32 the order of a sum can tip a value that lies next to a rounding
+    threshold. Without `verify` one random image is executed at the end.
 
     `clock_ns` is the clock period in nanoseconds. `python` is the interpreter of an environment with finn-plus, this one
     if not given. Models are kept in `cache`, so that another target or clock on the same board repeats only folding.
@@ -196,8 +196,8 @@ class Job:
             raise FinnError(
                 f"the network in integers differs from the outputs given by {difference:.2g} of the largest on "
                 f"{len(images)} images (equal argmax on {argmax:.0%}); required: at most {self.request['tolerance']:g}; "
-                "compute the outputs with this network in eval mode, in float64 (float32 sums tip values that lie next to "
-                "a rounding threshold), then report it as a defect of fxfactor"
+                "compute the outputs of this network with fxfactor.finn.reference(qmodel, images) (float32 sums tip values "
+                "that lie next to a rounding threshold), then report it as a defect of fxfactor"
             )
         return Step("compare with PyTorch", 0.0, len(images), time.monotonic() - started, difference, argmax)
 

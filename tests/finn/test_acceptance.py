@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from finn_helpers import outputs_in_float64, spread_batch_norms
+from finn_helpers import spread_batch_norms
 from torch import nn
 
 import fxfactor
@@ -40,7 +40,7 @@ def test_from_the_model_to_estimates(
     qmodel = fxfactor.transform(model, level=level, bits=bits, example_inputs=images[:1])  # type: ignore[arg-type]
     file = tmp_path / "model.onnx"
     fxfactor.export(qmodel, file, target="finn", example_inputs=images[:1])
-    estimate = fxfactor.finn.estimate(file, verify=(images, outputs_in_float64(qmodel, images)), cache=cache)
+    estimate = fxfactor.finn.estimate(file, verify=(images, fxfactor.finn.reference(qmodel, images)), cache=cache)
     compared = estimate.steps[0]
     print(
         f"\n{name} level {level} bits {bits}: {estimate.total} {estimate.fps:.0f} fps, "

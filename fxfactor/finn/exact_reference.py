@@ -1,0 +1,85 @@
+"""What a quantized network gives when its sums are exact: the reference that hardware can be equal to."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Interpreter
+from torch.nn import functional as F
+
+from fxfactor.graph import is_quantizer
+from fxfactor.quantizers import is_quantized_layer, is_signed, quantizer_bits
+
+
+@torch.no_grad()
+def reference(qmodel: GraphModule, images: Tensor) -> Tensor:
+    """Outputs (float64) of what `fxfactor.transform` gave, in eval mode, with the scales that PyTorch computes in float32.
+
+    In float32 the order of a sum decides the last bit, and where a value lies next to a rounding threshold that bit decides
+    a whole level: on ResNet-50 a few of a million activations per image. Integers know no such noise. So layers and
+    activations are evaluated in float64 here, while weights, scales and batch norm parameters keep the float32 values
+    that are exported. Give the result to `fxfactor.finn.estimate(verify=(images, reference(qmodel, images)))`.
+    """
+    graph = copy.deepcopy(qmodel).eval().cpu().float()
+    run = _Float64(graph)
+    return torch.cat([cast(Tensor, run.run(image[None].cpu().double())) for image in images])
+
+
+class _Float64(Interpreter):
+    """Evaluates a graph in float64 with the float32 scales of its quantizers."""
+
+    def __init__(self, graph: GraphModule) -> None:
+        super().__init__(graph)
+        self.doubles: dict[str, nn.Module] = {}
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        module = self.fetch_attr(target)
+        if is_quantizer(module):
+            return _quantize(module, args[0])
+        if target not in self.doubles:
+            self.doubles[target] = _layer(module) if is_quantized_layer(module) else _double(module)
+        return self.doubles[target](*args, **kwargs)
+
+
+def _quantize(quantizer: Any, x: Tensor) -> Tensor:
+    scale = quantizer.act_quant.scale().double()
+    bits, signed = quantizer_bits(quantizer), is_signed(quantizer)
+    narrow = bool(quantizer.act_quant.is_narrow_range)
+    lowest = -(2 ** (bits - 1)) + narrow if signed else 0
+    highest = 2 ** (bits - 1) - 1 if signed else 2**bits - 1 - narrow
+    return torch.clamp(torch.round(x / scale), lowest, highest) * scale
+
+
+def _layer(layer: Any) -> nn.Module:
+    """The plain layer in float64 whose weights are integers times float32 scales."""
+    quantized = layer.quant_weight()
+    weight = quantized.int().double() * quantized.scale.double()
+    bias = None if layer.bias is None else layer.bias.double()
+    if isinstance(layer, nn.Linear):
+        return _Call(lambda x: F.linear(x, weight, bias))
+    settings = (layer.stride, layer.padding, layer.dilation, layer.groups)
+    convolve = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
+    function = next(function for kind, function in convolve.items() if isinstance(layer, kind))
+    return _Call(lambda x: function(x, weight, bias, *settings))
+
+
+def _double(module: nn.Module) -> nn.Module:
+    double = copy.deepcopy(module).double()
+    for each in double.modules():
+        if hasattr(each, "eps"):
+            each.eps = float(np.float32(cast(float, each.eps)))  # as ONNX stores it
+    return double
+
+
+class _Call(nn.Module):
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Whatever the function gives."""
+        return cast(Tensor, self.function(x))
