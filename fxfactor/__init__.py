@@ -11,20 +11,26 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fxfactor.budget import Budget
     from fxfactor.calibrate import calibrate
     from fxfactor.capture import capture
     from fxfactor.checkpoint import load, save
     from fxfactor.cost import cost
     from fxfactor.errors import CaptureError, ExportError, FinnError, FxfactorError, GraphError, PreconditionError
+    from fxfactor.exploration import Exploration
+    from fxfactor.explore import explore
     from fxfactor.export import Exported, export
     from fxfactor.pipeline import Change, Pass, PassResult, Pipeline, Skip
     from fxfactor.plan import LayerPlan, Plan, groups_at
+    from fxfactor.search import search
     from fxfactor.summary import summary
     from fxfactor.transform import transform
 
 __all__ = [
+    "Budget",
     "CaptureError",
     "Change",
+    "Exploration",
     "ExportError",
     "Exported",
     "FinnError",
@@ -40,17 +46,21 @@ __all__ = [
     "calibrate",
     "capture",
     "cost",
+    "explore",
     "export",
     "groups_at",
     "load",
     "save",
+    "search",
     "summary",
     "transform",
 ]
 
 _MODULES = {
+    "budget": ("Budget",),
     "checkpoint": ("load", "save"),
     "errors": ("CaptureError", "ExportError", "FinnError", "FxfactorError", "GraphError", "PreconditionError"),
+    "exploration": ("Exploration",),
     "export": ("Exported", "export"),
     "pipeline": ("Change", "Pass", "PassResult", "Pipeline", "Skip"),
     "plan": ("LayerPlan", "Plan", "groups_at"),

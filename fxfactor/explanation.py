@@ -66,7 +66,10 @@ class Explanation:
             entries: Any = data
             layers = {
                 site: SiteExplanation(
-                    LayerPlan(**entry["layer"]), entry["loss"], entry["costs"], *map(_step, (entry["finer"], entry["coarser"]))
+                    LayerPlan(**entry["layer"]),
+                    entry["loss"],
+                    entry["costs"],
+                    *map(_step, (entry["finer"], entry["coarser"])),
                 )
                 for site, entry in entries["layers"].items()
             }
@@ -101,7 +104,9 @@ class Explanation:
         from rich.table import Table
 
         cost = self.tightest
-        table = Table(header_style="bold", row_styles=["", "dim"], box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        table = Table(
+            header_style="bold", row_styles=["", "dim"], box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+        )
         table.add_column("site", overflow="fold")
         table.add_column("choice")
         for name in (cost, "share", "loss", "share"):
@@ -124,6 +129,7 @@ class Explanation:
 
 
 LOSSES = {
+    "both": "√(loss · output), summed over the sites",
     "loss": "Kullback-Leibler divergence of the softened output, second order, summed over the sites",
     "output": "lost share of each site's own outputs, summed over the sites",
 }

@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fxfactor.graph import is_quantizer, put_module
-from fxfactor.quantizers import get_limit, is_quantized_layer, is_signed, quantizer_bits
+from fxfactor.quantizers import is_quantized_layer, is_signed, quantizer_bits
 
 
 class Rounding(nn.Module):
     """x → clamp(round(x / scale), low, high) · scale: what a Brevitas quantizer with a fixed range computes."""
 
-    def __init__(self, scale: Tensor, low: int, high: int, relu: bool) -> None:
+    def __init__(self, scale: Tensor, low: int, high: int) -> None:
         super().__init__()
         self.register_buffer("scale", scale)
-        self.low, self.high, self.relu = low, high, relu
+        self.low, self.high = low, high
 
     def forward(self, x: Tensor) -> Tensor:
         scale = cast(Tensor, self.scale)
@@ -53,8 +53,8 @@ def _rounding(quantizer: nn.Module) -> Rounding:
     bits, signed = quantizer_bits(quantizer), is_signed(quantizer)
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     scale = cast(Any, quantizer).act_quant.scale()
-    assert scale is not None and get_limit(quantizer) > 0
-    return Rounding(scale.detach().clone(), low, high, relu=not signed)
+    assert scale is not None
+    return Rounding(scale.detach().clone(), low, high)
 
 
 def _plain(layer: nn.Module) -> nn.Module:

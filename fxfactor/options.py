@@ -15,7 +15,7 @@ from fxfactor.errors import PreconditionError
 from fxfactor.graph import CONVOLUTIONS, Site, sites
 from fxfactor.passes import Quantize
 from fxfactor.pipeline import Pipeline
-from fxfactor.plan import LayerPlan, Level, Plan, check_bits, choose_groups, kept_sites, macs_per_output_pixel
+from fxfactor.plan import LayerPlan, Level, check_bits, choose_groups, kept_sites, macs_per_output_pixel
 
 Bits = int | None
 
@@ -91,7 +91,10 @@ def space_of(
     """
     known = sites(graph)
     kept = kept_sites(graph, keep)
-    weights_at, activations_at = _bits(weight_bits, bits, "weight_bits"), _bits(activation_bits, bits, "activation_bits")
+    weights_at, activations_at = (
+        _bits(weight_bits, bits, "weight_bits"),
+        _bits(activation_bits, bits, "activation_bits"),
+    )
     ends = {next(iter(known), ""), next(reversed(known), "")}
     fixed = None if boundary_bits is None or weights_at == activations_at == (None,) else (boundary_bits,)
     levels = tuple(levels)

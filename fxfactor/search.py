@@ -6,21 +6,24 @@ Sensitivity of every choice at every site (`fxfactor.sensitivity`), summed over 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from fxfactor.budget import HARDWARE, Budget
 from fxfactor.calibrate import inputs_of
 from fxfactor.capture import capture
 from fxfactor.errors import PreconditionError
 from fxfactor.explanation import Explanation, SiteExplanation, Step
+from fxfactor.frozen import freeze
 from fxfactor.options import Bits, Option, SiteOptions, Space, space_of
 from fxfactor.plan import Level, Plan
 from fxfactor.sensitivity import MEASURES, Measure, SiteErrors, measure_errors
 from fxfactor.solve import solve
+from fxfactor.transform import transform
 
 LEVELS: tuple[Level, ...] = (*range(7), "depthwise")
 BITS = (2, 3, 4, 5, 6, 8)
@@ -41,7 +44,7 @@ def search(
     boundary_bits: Bits = 8,
     join_bits: Bits = 8,
     keep: Iterable[str] = (),
-    measure: Measure = "loss",
+    measure: Measure | Sequence[Measure] = "both",
     images: int = 256,
     finn: bool = False,
 ) -> Plan:
@@ -54,14 +57,14 @@ def search(
     always among them. bits: for weights and activations; `weight_bits` and `activation_bits` where they differ; (None,)
     for floating point. widths: channels between the factors, as multiples of the input channels. boundary_bits: of the
     first layer and the last, None to let the search choose. join_bits: of tensors that enter additions. keep: module
-    paths that are not factorized. measure: "loss" or "output", see `fxfactor.sensitivity`. images: so many of `loader`
-    are used, at most. finn: no grouped convolution of more than 16 groups, unless it is depthwise.
+    paths that are not factorized. measure: "both", "loss" or "output", see `fxfactor.sensitivity`; of several of them
+    each gives a plan, and the one whose network, made and run on the images, is closest to the original is returned.
+    images: so many of `loader` are used, at most. finn: no grouped convolution of more than 16 groups, unless it is depthwise.
 
     The losses are measured with one layer changed at a time, and added; the program on top is solved to optimality.
     Raises PreconditionError where nothing meets the budget, on values out of range, and without images.
     """
-    if measure not in MEASURES:
-        raise PreconditionError(f"measure must be one of {', '.join(map(repr, MEASURES))}, found {measure!r}")
+    measures = _checked((measure,) if isinstance(measure, str) else tuple(measure))
     _require_software(budget)
     batches = first_images(loader, images)
     graph = capture(model, batches[0][:1]).eval()
@@ -76,11 +79,40 @@ def search(
         keep,
         MOST_BRANCHES if finn else None,
     )
-    if space.weight_bits and all(each == (None,) for each in (*space.weight_bits.values(), *space.activation_bits.values())):
+    if space.weight_bits and all(
+        each == (None,) for each in (*space.weight_bits.values(), *space.activation_bits.values())
+    ):
         join_bits = None
     limits = budget.limits(space.whole)
     errors = measure_errors(graph, batches, space)
-    return best_plan(space, errors, limits, measure, join_bits)
+    plans: list[Plan] = []
+    for each in measures:
+        plan = best_plan(space, errors, limits, each, join_bits)
+        if plan not in plans:
+            plans.append(plan)
+    return plans[0] if len(plans) == 1 else min(plans, key=lambda plan: distance(model, plan, batches))
+
+
+def distance(model: nn.Module, plan: Plan, batches: Sequence[Tensor]) -> float:
+    """E‖f(x) − f̂(x)‖² / E‖f(x)‖² over the second half of the images, f̂ made by the plan from the first half."""
+    images = torch.cat(list(batches))
+    fit, judge = images.split((len(images) + 1) // 2)
+    made = freeze(transform(model, plan=plan, calibration=fit.split(len(batches[0]))))
+    original, lost, total = capture(model, images[:1]).eval(), 0.0, 0.0
+    with torch.no_grad():
+        for part in judge.split(len(batches[0])):
+            for wanted, found in zip(tree_leaves(original(part)), tree_leaves(made(part)), strict=True):
+                lost += float((found - wanted).square().sum())
+                total += float(wanted.square().sum())
+    return lost / max(total, 1e-30)
+
+
+def _checked(measures: tuple[Measure, ...]) -> tuple[Measure, ...]:
+    unknown = [each for each in measures if each not in MEASURES]
+    if unknown or not measures:
+        found = repr(unknown[0]) if unknown else "none"
+        raise PreconditionError(f"measure must be one or several of {', '.join(map(repr, MEASURES))}, found {found}")
+    return measures
 
 
 def best_plan(
@@ -149,9 +181,11 @@ def first_images(loader: Iterable[Any], count: int) -> list[Tensor]:
     """Batches of the first `count` images of a loader. Raises PreconditionError where there are none."""
     batches: list[Tensor] = []
     left = count
-    for batch in itertools.takewhile(lambda _: left > 0, loader):
+    for batch in loader:
         batches.append(inputs_of(batch)[:left])
         left -= len(batches[-1])
+        if left <= 0:
+            break
     if not batches:
         raise PreconditionError("calibration images are needed, found an empty loader; pass batches (N, C, H, W)")
     return batches

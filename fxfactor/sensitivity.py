@@ -9,6 +9,9 @@ per image; the expectation is over images and over classes drawn from the soften
 parts of δ may cancel in it, as they do in the network.
 
 `output`: E‖δ‖² / E‖y − ȳ‖², the share of the site's own output that is lost; it knows nothing of what follows.
+
+`both`: √(loss · output). The second order holds for small errors only, where it is the better guide; large ones it
+underrates, and there the output is. On ResNet-20 the mean of the two served best over all budgets (docs/exploration.md).
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 
 from fxfactor.errors import PreconditionError
 from fxfactor.factors import Factors, Moments, fitted_factors, svd_factors
-from fxfactor.graph import CONVOLUTIONS, TRANSPOSED, Site, shape_of, sites
+from fxfactor.graph import TRANSPOSED, Site, shape_of, sites
 from fxfactor.options import Bits, Shape, Space
 from fxfactor.passes.factorize_depth import convolution_like, pointwise_like
 from fxfactor.plan import LayerPlan
@@ -33,8 +36,8 @@ from fxfactor.progress import track
 from fxfactor.ranges import Histogram, best_limit
 from fxfactor.statistics import importance_of, moments_of, receiver_of_shift
 
-Measure = Literal["loss", "output"]
-MEASURES: tuple[Measure, ...] = ("loss", "output")
+Measure = Literal["both", "loss", "output"]
+MEASURES: tuple[Measure, ...] = ("both", "loss", "output")
 
 DRAWS = 8
 TEMPERATURE = 4.0
@@ -47,7 +50,7 @@ _HISTOGRAM_IMAGES = 32
 class SiteErrors:
     """Squared errors at one site, by shape and bits: `weights` with exact inputs, `activations` with exact weights.
 
-    Each value has one entry for each measure, in the order of MEASURES.
+    Each value has two entries: what it does to the loss, and the lost share of the site's output.
     """
 
     weights: dict[tuple[Shape, Bits], Tensor] = field(default_factory=dict)
@@ -55,8 +58,10 @@ class SiteErrors:
 
     def of(self, shape: Shape, layer: LayerPlan, measure: Measure) -> float:
         """The error of a layer plan, the sum of its parts."""
-        total = self.weights[shape, layer.weight_bits] + self.activations[shape, layer.activation_bits]
-        return float(total[MEASURES.index(measure)])
+        parts = self.weights[shape, layer.weight_bits], self.activations[shape, layer.activation_bits]
+        if measure == "both":
+            return float(sum(part.prod().sqrt() for part in parts))
+        return float(sum(parts)[0 if measure == "loss" else 1])
 
 
 def measure_errors(graph: GraphModule, images: Sequence[Tensor], space: Space) -> dict[str, SiteErrors]:
@@ -87,9 +92,7 @@ def measure_errors(graph: GraphModule, images: Sequence[Tensor], space: Space) -
 
 def _chunk_size(graph: GraphModule) -> int:
     """Images at a time, so that what the backward passes need stays below _CHUNK_BYTES."""
-    elements = sum(
-        torch.Size(shape_of(node)[1:]).numel() for node in graph.graph.nodes if "tensor_meta" in node.meta
-    )
+    elements = sum(torch.Size(shape_of(node)[1:]).numel() for node in graph.graph.nodes if "tensor_meta" in node.meta)
     return max(1, _CHUNK_BYTES // (8 * max(elements, 1)))
 
 
@@ -180,9 +183,7 @@ class _Sensitivity:
                     table[key] = table[key] * scale
         return sums
 
-    def _changes(
-        self, name: str, site: Site, x: Tensor, y: Tensor
-    ) -> Iterator[tuple[str, tuple[Shape, Bits], Tensor]]:
+    def _changes(self, name: str, site: Site, x: Tensor, y: Tensor) -> Iterator[tuple[str, tuple[Shape, Bits], Tensor]]:
         """Which table and key a change of the outputs belongs to, and the change."""
         for shape in self.space.shapes[name]:
             exact = y if shape.groups is None else self._apply(name, site, shape, x, None)
@@ -242,7 +243,7 @@ def rounded(weight: Tensor, bits: Bits, layer: nn.Module | None = None) -> Tenso
 
 def _fit(site: Site, shape: Shape, moments: Moments) -> Factors:
     conv = cast(Any, site.modules[0])
-    assert isinstance(conv, CONVOLUTIONS) and shape.groups is not None
+    assert shape.groups is not None
     start = svd_factors(conv.weight, shape.groups, shape.mid, conv.groups)
     if receiver_of_shift(site) is None:
         moments = moments.about_zero()
@@ -287,4 +288,3 @@ def _both_measures(delta: Tensor, gradients: Tensor) -> Tensor:
     flat = delta.flatten(1)
     seen = torch.einsum("nke,ne->nk", gradients, flat).double().square().mean(1).sum()
     return torch.stack([seen, flat.square().sum(dtype=torch.float64)])
-

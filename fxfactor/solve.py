@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from fxfactor.budget import UNITS
 from fxfactor.errors import PreconditionError
@@ -74,15 +73,16 @@ def _solve_program(sites: Sequence[SiteOptions], limits: Mapping[str, float]) ->
     options = [(index, option) for index, site in enumerate(sites) for option in site.options]
     losses = np.array([option.loss for _, option in options])
     scale = max(float(np.median([max(o.loss for o in site.options) for site in sites])), 1e-30)
-    entries = [*_one_each(sites), *_agreements(sites)]
-    rows = [row for row, _, _ in entries]
-    bounds = [(1.0, 1.0) if wanted else (0.0, 0.0) for _, _, wanted in entries]
-    count = len(entries)
-    data = [(row, column, value) for row, (columns, values, _) in enumerate(entries)
-            for column, value in zip(columns, values, strict=True)]  # fmt: skip
-    del rows
-    equal = _matrix(csr_array, np, data, count, len(options))
-    constraints = [LinearConstraint(equal, [low for low, _ in bounds], [high for _, high in bounds])]
+    rows = [*_one_each(sites), *_agreements(sites)]
+    data = [
+        (index, column, value)
+        for index, (columns, values, _) in enumerate(rows)
+        for column, value in zip(columns, values, strict=True)
+    ]
+    row, column, value = (np.array(each) for each in zip(*data, strict=True))
+    equal = csr_array((value, (row, column)), shape=(len(rows), len(options)))
+    wanted = [right for _, _, right in rows]
+    constraints = [LinearConstraint(equal, wanted, wanted)]
     for margin in (0.0, 1e-6, 1e-5, 1e-4):  # HiGHS may overstep a row by its tolerance: ask for that much less
         budgets = [
             LinearConstraint(np.array([[o.costs[name] / limit for _, o in options]]), -np.inf, 1 - margin)
@@ -103,7 +103,7 @@ def _solve_program(sites: Sequence[SiteOptions], limits: Mapping[str, float]) ->
     return None
 
 
-Row = tuple[list[int], list[float], bool]
+Row = tuple[list[int], list[float], float]
 
 
 def _one_each(sites: Sequence[SiteOptions]) -> Iterator[Row]:
@@ -111,7 +111,7 @@ def _one_each(sites: Sequence[SiteOptions]) -> Iterator[Row]:
     for site in sites:
         columns = list(range(start, start + len(site.options)))
         start += len(columns)
-        yield columns, [1.0] * len(columns), True
+        yield columns, [1.0] * len(columns), 1.0
 
 
 def _agreements(sites: Sequence[SiteOptions]) -> Iterator[Row]:
@@ -127,12 +127,7 @@ def _agreements(sites: Sequence[SiteOptions]) -> Iterator[Row]:
         for other in others:
             for bits in {**first, **other}:
                 mine, yours = first.get(bits, []), other.get(bits, [])
-                yield mine + yours, [1.0] * len(mine) + [-1.0] * len(yours), False
-
-
-def _matrix(csr_array: Any, np: Any, data: list[tuple[int, int, float]], rows: int, columns: int) -> Any:
-    row, column, value = (np.array(each) for each in zip(*data, strict=True))
-    return csr_array((value, (row, column)), shape=(rows, columns))
+                yield mine + yours, [1.0] * len(mine) + [-1.0] * len(yours), 0.0
 
 
 def _infeasible(sites: Sequence[SiteOptions], limits: Mapping[str, float]) -> str:

@@ -1,0 +1,163 @@
+"""Explore: every level at every bit width, walked so that each network starts from the one before it.
+
+A level's factors are fitted once, and sites that the level before has already are taken over; activations are counted
+once per level, and every bit width takes its ranges from those counts; a frozen copy is evaluated. All of it is kept in one
+file, so that a run that was broken off goes on where it stood.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fxfactor.errors import PreconditionError
+from fxfactor.exploration import Exploration
+from fxfactor.plan import Level, check_bits, check_level
+from fxfactor.search import first_images
+from fxfactor.store import Candidate, Store
+from fxfactor.walk import BitPair, FineTune, Metric, Setup, Walk, top1
+
+Engine = Literal["local", "ray"]
+Step = tuple[str, Candidate | None, bytes | None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is left to do on one level."""
+
+    level: Level
+    bits: tuple[BitPair, ...]
+    snapshot: bytes | None
+
+
+def explore(
+    model: nn.Module,
+    train: Iterable[Any],
+    validation: Any,
+    *,
+    levels: Iterable[Level] = range(7),
+    bits: Iterable[int | BitPair | None] = (2, 3, 4, 8),
+    metric: Metric = top1,
+    finetune: FineTune | None = None,
+    state: str | Path = "explore.sqlite",
+    workers: int = 1,
+    engine: Engine = "local",
+    images: int = 256,
+    boundary_bits: int | None = 8,
+    keep: Iterable[str] = (),
+    progress: Callable[[Candidate], object] | None = None,
+) -> Exploration:
+    """Evaluate a network at every level and bit width; gives a table, its Pareto front, and the best under limits.
+
+    train: batches of images; the first `images` of them fit the factors and set the ranges, labels are not looked at.
+    validation: what `metric(model, validation)` gets; the default metric is top-1 accuracy and wants batches (images,
+    labels). The model that it gets is a copy for evaluation with the same outputs (`fxfactor.frozen`). Larger is better.
+    bits: an int for both, or (weight bits, activation bits); None is floating point. They are walked from many to few.
+    finetune: `finetune(qmodel, original)` trains `qmodel` in place; the next bit width of the level starts from its
+    weights, and ranges are then set anew. Random numbers are seeded per candidate.
+
+    state: one SQLite file. A run that was interrupted or killed goes on from it when called again with the same
+    arguments, and loses the candidate it was at, at most; the result is that of an unbroken run. Anyone may read
+    the file meanwhile (`fxfactor.Exploration.read`).
+    workers: levels that are walked side by side. engine: "local" for processes of this machine, "ray" for a Ray cluster.
+    progress: called with each candidate once it is kept.
+
+    A candidate that raises is kept as failed, one whose metric is NaN is marked, and the walk goes on. Raises
+    PreconditionError on values out of range and where `state` is another run's or being written, FxfactorError where the
+    disk is full or a worker dies; what was kept stays.
+    """
+    grid = tuple(dict.fromkeys(levels)), pairs_of(bits)
+    _check(*grid, workers, engine)
+    batches = first_images(train, images)
+    setup = Setup(model, batches, validation, metric, finetune, boundary_bits, tuple(keep))
+    about = _about(setup, validation)
+    with Store(state, about) as store:
+        done = {candidate.key: candidate for candidate in store.candidates()}
+        tasks = _tasks(store, *grid, set(done))
+        for level, candidate, changed in _run(setup, tasks, workers, engine):
+            if candidate is None:
+                store.add_snapshot(level, changed or b"")
+                continue
+            store.add(candidate, changed)
+            done[candidate.key] = candidate
+            if progress is not None:
+                progress(candidate)
+        store.drop_snapshots(str(task.level) for task in tasks)
+    rows = [done[(str(level), *pair)] for level in grid[0] for pair in grid[1]]
+    return Exploration(tuple(rows))
+
+
+def pairs_of(bits: Iterable[int | BitPair | None]) -> tuple[BitPair, ...]:
+    """Pairs (weight bits, activation bits), from many bits to few, each once."""
+    pairs = [each if isinstance(each, tuple) else (each, each) for each in bits]
+    for pair in pairs:
+        if len(pair) != 2:
+            raise PreconditionError(f"bits must be ints or pairs (weight bits, activation bits), found {pair!r}")
+        for each in pair:
+            check_bits(each, "bits")
+    return tuple(sorted(dict.fromkeys(pairs), key=lambda p: (-(p[0] or 32) * (p[1] or 32), -(p[0] or 32))))
+
+
+def _check(levels: Sequence[Level], bits: Sequence[BitPair], workers: int, engine: str) -> None:
+    if not levels or not bits:
+        raise PreconditionError(f"explore needs levels and bits, found levels={levels!r}, bits={bits!r}")
+    for level in levels:
+        check_level(level)
+    if workers < 1:
+        raise PreconditionError(f"workers must be at least 1, found {workers!r}")
+    if engine not in ("local", "ray"):
+        raise PreconditionError(f'engine must be "local" or "ray", found {engine!r}')
+
+
+def _tasks(
+    store: Store, levels: Sequence[Level], bits: Sequence[BitPair], done: set[tuple[str, int | None, int | None]]
+) -> list[Task]:
+    """What is left, level by level. A level that is begun and has no snapshot starts anew, with the same result."""
+    tasks = []
+    for level in levels:
+        left = tuple(pair for pair in bits if (str(level), *pair) not in done)
+        if left:
+            tasks.append(Task(level, left, store.snapshot(str(level))))
+    return tasks
+
+
+def _run(setup: Setup, tasks: list[Task], workers: int, engine: Engine) -> Iterator[Step]:
+    if engine == "ray" or (workers > 1 and len(tasks) > 1):
+        from fxfactor.workers import run_local, run_ray
+
+        yield from run_ray(setup, tasks, workers) if engine == "ray" else run_local(setup, tasks, workers)
+        return
+    walk = Walk(setup)
+    for task in tasks:
+        for candidate, changed in walk.level(task.level, task.bits, task.snapshot):
+            yield str(task.level), candidate, changed
+
+
+def _about(setup: Setup, validation: Any) -> dict[str, str]:
+    """What two runs must have in common to go on from each other."""
+    weights = hashlib.sha256()
+    for name, tensor in setup.model.state_dict().items():
+        weights.update(name.encode() + _bytes(tensor))
+    images = hashlib.sha256(b"".join(_bytes(batch) for batch in setup.images))
+    first = next(iter(validation), None) if isinstance(validation, Sequence) else None
+    part = first[0] if isinstance(first, tuple | list) and len(first) else first
+    names = {each: getattr(each, "__qualname__", type(each).__qualname__) for each in (setup.metric, setup.finetune)}
+    return {
+        "model": weights.hexdigest()[:16],
+        "images": images.hexdigest()[:16],
+        "first validation images": hashlib.sha256(_bytes(part)).hexdigest()[:16] if isinstance(part, Tensor) else "",
+        "metric": names[setup.metric],
+        "finetune": "" if setup.finetune is None else names[setup.finetune],
+        "boundary_bits": str(setup.boundary_bits),
+        "keep": ", ".join(setup.keep),
+    }
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

@@ -1,0 +1,227 @@
+"""One level of an exploration: its factors are fitted once, then bits are lowered on it, candidate by candidate.
+
+Nothing is kept here: candidates and snapshots are yielded, and whoever walks decides where they go.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from fxfactor.calibrate import calibrate, count_activations, set_ranges
+from fxfactor.capture import capture
+from fxfactor.cost import cost
+from fxfactor.frozen import freeze
+from fxfactor.graph import sites
+from fxfactor.passes import FactorizeDepth, Quantize
+from fxfactor.pipeline import Pipeline
+from fxfactor.plan import Level, Plan
+from fxfactor.ranges import Histogram
+from fxfactor.statistics import fit_to_outputs
+from fxfactor.store import Candidate
+
+Metric = Callable[[nn.Module, Any], float]
+FineTune = Callable[[GraphModule, GraphModule], object]
+BitPair = tuple[int | None, int | None]
+
+
+def top1(model: nn.Module, validation: Iterable[Any]) -> float:
+    """Share of the images, in batches (images, labels), whose largest output is at the label."""
+    right = seen = 0
+    parameter = next(model.parameters())
+    with torch.no_grad():
+        for images, labels in validation:
+            found = model(images.to(parameter)).argmax(1)
+            right += int((found == labels.to(found.device)).sum())
+            seen += len(labels)
+    return right / seen if seen else math.nan
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all candidates have in common. `images`: batches for fitting and ranges."""
+
+    model: nn.Module
+    images: Sequence[Tensor]
+    validation: Any
+    metric: Metric = top1
+    finetune: FineTune | None = None
+    boundary_bits: int | None = 8
+    keep: tuple[str, ...] = ()
+
+
+@dataclass
+class LevelState:
+    """What the next candidate of a level starts from: the network in floating point, and what enters its quantizers."""
+
+    graph: GraphModule
+    histograms: dict[str, Histogram] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        """The tensors as safetensors."""
+        tensors = {f"graph.{name}": value.contiguous() for name, value in self.graph.state_dict().items()}
+        for name, histogram in self.histograms.items():
+            tensors[f"counts.{name}"] = histogram.counts
+            tensors[f"limit.{name}"] = torch.tensor(histogram.limit, dtype=torch.float64)
+        return bytes(save_tensors(tensors))
+
+    def load(self, data: bytes) -> None:
+        """Take over what `to_bytes` gave."""
+        tensors = load_tensors(data)
+        self.graph.load_state_dict(_below("graph.", tensors))
+        limits = _below("limit.", tensors)
+        for name, counts in _below("counts.", tensors).items():
+            histogram = Histogram()
+            histogram.counts, histogram.limit = counts, float(limits[name])
+            self.histograms[name] = histogram
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+class Walk:
+    """Walks the levels of one network one after the other; a level starts from the one before where it is the same."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.original = capture(setup.model, setup.images[0][:1]).eval()
+        self.previous: GraphModule | None = None
+
+    def level(
+        self, level: Level, bits: Sequence[BitPair], snapshot: bytes | None = None
+    ) -> Iterator[tuple[Candidate | None, bytes | None]]:
+        """The candidates of a level at `bits`, in turn, each with the state to go on from where that has changed.
+
+        The first thing that comes is the state after fitting, without a candidate. `snapshot` is such a state from an
+        earlier, broken run. Whatever a candidate raises makes it a failed one; the walk goes on.
+        """
+        started = time.perf_counter()
+        try:
+            state = self._empty(level)
+            if snapshot is not None:
+                state.load(snapshot)
+            else:
+                self._fit(state.graph)
+                if self.setup.finetune is None:
+                    self._count(state, level, bits)
+                yield None, state.to_bytes()
+        except Exception as error:  # the user's images may make any step fail; it is written down for every candidate
+            for pair in bits:
+                yield _failed(level, pair, error, time.perf_counter() - started), None
+            return
+        self.previous = copy.deepcopy(state.graph) if self.setup.finetune is None else None
+        for pair in bits:
+            yield self._candidate(state, level, pair)
+
+    def _empty(self, level: Level) -> LevelState:
+        """The graph of a level with the truncated SVD's factors."""
+        return LevelState(FactorizeDepth(level=level, keep=self.setup.keep)(self.original).graph)
+
+    def _fit(self, graph: GraphModule) -> None:
+        """Fit all factors, but those that the previous level has already with nothing different before them."""
+        done = _take_over(graph, self.previous)
+        if any(site.factorized for site in sites(graph).values()):
+            fit_to_outputs(self.original, graph, self.setup.images, done=done)
+
+    def _count(self, state: LevelState, level: Level, bits: Sequence[BitPair]) -> None:
+        """What enters every quantizer, with 8-bit weights whatever bits are asked for, so that more may be asked later."""
+        if any(pair[1] is not None for pair in bits):
+            state.histograms = count_activations(self._quantized(state, level, (8, 8)), self.setup.images)
+
+    def _plan(self, level: Level, pair: BitPair) -> Plan:
+        return Plan.uniform(self.original, level, *pair, self.setup.boundary_bits, self.setup.keep)
+
+    def _quantized(self, state: LevelState, level: Level, pair: BitPair) -> GraphModule:
+        if pair == (None, None):
+            return copy.deepcopy(state.graph)
+        return Pipeline(Quantize(plan=self._plan(level, pair)))(state.graph).graph
+
+    def _candidate(self, state: LevelState, level: Level, pair: BitPair) -> tuple[Candidate, bytes | None]:
+        started = time.perf_counter()
+        seed_from(level, pair)
+        changed = None
+        try:
+            qmodel = self._quantized(state, level, pair).eval()
+            if self.setup.finetune is not None:
+                if pair[1] is not None:
+                    calibrate(qmodel, self.setup.images)
+                self.setup.finetune(qmodel, self.original)
+                qmodel.eval()
+                _carry_over(qmodel, state.graph)
+                changed = state.to_bytes()
+            elif state.histograms and pair[1] is not None:
+                set_ranges(qmodel, state.histograms)
+            value = float(self.setup.metric(freeze(qmodel), self.setup.validation))
+        except Exception as error:  # the user's metric and fine-tuning may raise anything; it is written down
+            return _failed(level, pair, error, time.perf_counter() - started), changed
+        total = cost(qmodel)
+        bad = not math.isfinite(value)
+        row = Candidate(
+            level=str(level),
+            weight_bits=pair[0],
+            activation_bits=pair[1],
+            status="nan" if bad else "done",
+            metric=None if bad else value,
+            macs=total.macs,
+            bops=total.bops,
+            total_weight_bits=total.total_weight_bits,
+            seconds=time.perf_counter() - started,
+            message=f"the metric is {value}" if bad else "",
+            plan=self._plan(level, pair).to_json(),
+        )
+        return row, changed
+
+
+def _failed(level: Level, pair: BitPair, error: Exception, seconds: float) -> Candidate:
+    reason = f"{type(error).__name__}: {error}"
+    return Candidate(str(level), *pair, "failed", None, None, None, None, seconds, reason, None)
+
+
+def seed_from(level: Level, pair: BitPair) -> None:
+    """A candidate draws the same random numbers whatever ran before it."""
+    digest = hashlib.sha256(json.dumps([level, *pair]).encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:4], "big"))
+
+
+def _take_over(graph: GraphModule, previous: GraphModule | None) -> set[str]:
+    """Copy what does not depend on where the two levels differ; the sites that need no fit then."""
+    if previous is None:
+        return set()
+    before = sites(previous)
+    same: set[str] = set()
+    for name, site in sites(graph).items():
+        shapes = [[tuple(module.weight.shape) for module in each.modules] for each in (site, before[name])]
+        if shapes[0] != shapes[1]:
+            break
+        same.add(name)
+    later = {name for name in sites(graph) if name not in same}
+    order = [str(node.target) for node in graph.graph.nodes if node.op == "call_module"]
+    cut = next((i for i, path in enumerate(order) if any(_belongs(path, site) for site in later)), len(order))
+    state = previous.state_dict()
+    for path in order[:cut]:
+        module = graph.get_submodule(path)
+        module.load_state_dict(_below(f"{path}.", state))
+    return same
+
+
+def _belongs(path: str, site: str) -> bool:
+    return path == site or path.startswith(f"{site}.")
+
+
+def _carry_over(qmodel: GraphModule, graph: GraphModule) -> None:
+    """Weights, biases and batch norms of the fine-tuned network become those of the one in floating point."""
+    known = qmodel.state_dict()
+    graph.load_state_dict({name: known[name] for name in graph.state_dict() if name in known}, strict=False)

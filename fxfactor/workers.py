@@ -1,0 +1,133 @@
+"""Levels of an exploration side by side: processes of this machine, or a Ray cluster.
+
+What a worker finds is handed to the one process that writes the file, candidate by candidate.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import queue
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from fxfactor.errors import FxfactorError, PreconditionError
+from fxfactor.store import Candidate
+from fxfactor.walk import Setup, Walk
+
+if TYPE_CHECKING:
+    from fxfactor.explore import Step, Task
+
+
+def run_local(setup: Setup, tasks: list[Task], workers: int) -> Iterator[Step]:
+    """Walk the levels in `workers` processes, each with one thread. Raises FxfactorError where a process dies."""
+    context = multiprocessing.get_context("spawn")
+    waiting, found = context.Queue(), context.Queue()
+    data = _pickled(setup)
+    for task in tasks:
+        waiting.put(task)
+    processes = [context.Process(target=_work, args=(data, waiting, found), daemon=True) for _ in range(workers)]
+    for _ in processes:
+        waiting.put(None)
+    for process in processes:
+        process.start()
+    try:
+        yield from _receive(processes, found)
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+        for each in (waiting, found):
+            each.cancel_join_thread()
+            each.close()
+
+
+def _receive(processes: list[Any], found: Any) -> Iterator[Step]:
+    working = len(processes)
+    while working:
+        try:
+            step = found.get(timeout=0.5)
+        except queue.Empty:
+            dead = [process for process in processes if process.exitcode not in (None, 0)]
+            if dead:
+                raise FxfactorError(
+                    f"a worker process ended with exit code {dead[0].exitcode} (−9: killed, often for memory); every "
+                    "candidate so far is kept: call explore again with the same arguments, with fewer workers perhaps"
+                ) from None
+            continue
+        if step is None:
+            working -= 1
+        elif isinstance(step, BaseException):
+            raise step
+        else:
+            yield step
+
+
+def _work(data: bytes, waiting: Any, found: Any) -> None:
+    """What a process does: take levels until there is none left."""
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        walk = Walk(pickle.loads(data))
+        for task in iter(waiting.get, None):
+            for step in _steps(walk, task):
+                found.put(step)
+        found.put(None)
+    except Exception as error:  # handed over, so that it is raised where explore was called
+        found.put(error)
+
+
+def _steps(walk: Walk, task: Task) -> Iterator[tuple[str, Candidate | None, bytes | None]]:
+    walk.previous = None  # which level was here before is chance
+    for candidate, changed in walk.level(task.level, task.bits, task.snapshot):
+        yield str(task.level), candidate, changed
+
+
+def _pickled(setup: Setup) -> bytes:
+    try:
+        import cloudpickle as pickler
+    except ModuleNotFoundError:
+        pickler = pickle
+    try:
+        return bytes(pickler.dumps(setup))
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise PreconditionError(
+            f"workers need copies of the model, the data, the metric and the fine-tuning, and one of them cannot be "
+            f"pickled: {error}; define it at the top of a module, or use workers=1"
+        ) from error
+
+
+def run_ray(setup: Setup, tasks: list[Task], workers: int) -> Iterator[Step]:
+    """Walk the levels on a Ray cluster, `workers` of them at a time: the one that RAY_ADDRESS names, or a local one."""
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise PreconditionError('engine="ray" needs Ray, which is not installed; run pip install ray') from error
+    if not ray.is_initialized():
+        ray.init(num_cpus=None, include_dashboard=False, log_to_driver=False)
+    data = ray.put(_pickled(setup))
+
+    def walk_level(pickled: bytes, task: Task) -> Iterator[Any]:
+        import torch
+
+        torch.set_num_threads(1)
+        yield from _steps(Walk(pickle.loads(pickled)), task)
+
+    remote = ray.remote(num_cpus=1, max_retries=0)(walk_level)
+    left, running = list(tasks), {}
+    while left or running:
+        while left and len(running) < workers:
+            stream = remote.options(num_returns="streaming").remote(data, left.pop(0))
+            running[stream] = True
+        ready, _ = ray.wait(list(running), num_returns=1, timeout=None)
+        for stream in ready:
+            try:
+                yield ray.get(next(stream))
+            except StopIteration:
+                del running[stream]
+            except ray.exceptions.RayError as error:
+                raise FxfactorError(
+                    f"a Ray worker failed: {str(error).splitlines()[-1]}; every candidate so far is kept: call explore "
+                    "again with the same arguments"
+                ) from error
