@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--level", nargs="+", default=["1", "2", "3", "depthwise"])
     parser.add_argument("--bits", type=int, nargs="+", default=[None])
     parser.add_argument("--calibration", type=int, default=256, help="training images for calibration")
-    parser.add_argument("--steps", type=int, default=1000, help="steps of reconstruction; 0 for none")
+    parser.add_argument("--steps", type=int, default=1300, help="steps of reconstruction; 0 for none")
     parser.add_argument("--epochs", type=int, default=0, help="epochs of fine-tuning on all training images")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)

@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fxfactor.calibrate import inputs_of
 from fxfactor.capture import capture
 from fxfactor.errors import FxfactorError, PreconditionError
+from fxfactor.fused import fused_quantizers
 from fxfactor.graph import placeholders, shape_of
 from fxfactor.progress import track
 from fxfactor.reconstruct import Augment, Matching, channels_last, cosine
@@ -63,7 +64,7 @@ def finetune(
 
     loader: batches (images, labels), or images alone where no label is needed; its order is fixed by `seed`. augment:
     `(images, generator) → images`, such as `fxfactor.reconstruct.flip_and_shift`. checkpoint: a folder; the state is kept
-    there after every epoch, and a run that finds one goes on from it, to the same result as without the break.
+    there after every epoch, and a run that finds one goes on from it, to the same result up to rounding.
 
     Under torchrun, with the process group initialised and a DistributedSampler in the loader, gradients are averaged over
     the processes; the first one shows progress and writes checkpoints.
@@ -75,7 +76,7 @@ def finetune(
     label_weight = 1.0 if teacher is None else label_weight
     task: nn.Module = _Task(model, None if teacher is None else _as_graph(teacher, model), label_weight)
     modes = {module: module.training for module in model.modules()}
-    with channels_last(model), torch.random.fork_rng(devices=[]), torch.enable_grad():
+    with channels_last(model), fused_quantizers(model), torch.random.fork_rng(devices=[]), torch.enable_grad():
         run = _Run(model, learning_rate, epochs, seed, None if checkpoint is None else Path(checkpoint))
         task = DistributedDataParallel(task) if _process() is not None else task
         report = [
@@ -112,10 +113,11 @@ class _Run:
         # after loading, since Brevitas puts new parameter objects in place then
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.Adam(self.parameters.values(), learning_rate)
-        for name, parameter in self.parameters.items():
-            state = {key: saved.get(f"optimizer.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
-            if state["step"] is not None:
-                self.optimizer.state[parameter] = state
+        for name, parameter in self.parameters.items():  # in the parameter's memory layout: rounding depends on it
+            if f"optimizer.step.{name}" in saved:
+                moments = {key: saved[f"optimizer.{key}.{name}"] for key in ("exp_avg", "exp_avg_sq")}
+                laid_out = {key: torch.empty_like(parameter).copy_(value) for key, value in moments.items()}
+                self.optimizer.state[parameter] = {"step": saved[f"optimizer.step.{name}"].cpu(), **laid_out}
 
     def epoch(
         self, number: int, task: nn.Module, loader: Iterable[Any], augment: Augment | None, with_labels: bool

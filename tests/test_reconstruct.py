@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 import fxfactor
 from fxfactor.errors import PreconditionError
 from fxfactor.passes import FactorizeDepth, Quantize
-from fxfactor.reconstruct import boundaries, flip_and_shift, reconstruct, refresh_batch_norms, with_taps
+from fxfactor.reconstruct import boundaries, flip_and_shift, reconstruct, with_taps
 
 
 class Block(nn.Module):
@@ -99,18 +99,6 @@ def test_empty_loader_is_refused():
     original = network()
     with pytest.raises(PreconditionError, match="at least one batch of calibration images"):
         reconstruct(original, compressed(original), [])
-
-
-def test_refreshed_batch_norms_normalise_the_images():
-    graph = network()
-    graph.get_submodule("2.bn1").running_mean.fill_(100.0)
-    refresh_batch_norms(graph, images().split(32))
-    kept = []
-    graph.get_submodule("2.bn1").register_forward_hook(lambda _m, _i, output: kept.append(output))
-    graph(images())
-    assert kept[0].mean((0, 2, 3)).abs().max() < 1e-4
-    assert graph.get_submodule("2.bn1").momentum == 0.1
-    assert not graph.get_submodule("2.bn1").training
 
 
 @pytest.mark.parametrize("shape", [(6, 2, 16), (6, 3, 16, 24), (6, 1, 8, 8, 8)])
