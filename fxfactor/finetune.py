@@ -24,12 +24,10 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from fxfactor.calibrate import inputs_of
-from fxfactor.capture import capture
 from fxfactor.errors import FxfactorError, PreconditionError
 from fxfactor.fused import fused_quantizers
-from fxfactor.graph import placeholders, shape_of
 from fxfactor.progress import track
-from fxfactor.reconstruct import Augment, Matching, channels_last, cosine
+from fxfactor.reconstruct import Augment, Matching, as_graph, channels_last, cosine
 
 _CHECKPOINT = "checkpoint.safetensors"
 
@@ -74,7 +72,7 @@ def finetune(
     """
     _require_settings(epochs, learning_rate, teacher, label_weight)
     label_weight = 1.0 if teacher is None else label_weight
-    task: nn.Module = _Task(model, None if teacher is None else _as_graph(teacher, model), label_weight)
+    task: nn.Module = _Task(model, None if teacher is None else as_graph(teacher, model), label_weight)
     modes = {module: module.training for module in model.modules()}
     with channels_last(model), fused_quantizers(model), torch.random.fork_rng(devices=[]), torch.enable_grad():
         run = _Run(model, learning_rate, epochs, seed, None if checkpoint is None else Path(checkpoint))
@@ -205,13 +203,6 @@ class _Run:
 def _process() -> int | None:
     """The rank of this process under torchrun; None where there is only one process."""
     return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else None
-
-
-def _as_graph(teacher: nn.Module, model: GraphModule) -> GraphModule:
-    """The teacher in normal form and eval mode, on inputs of the model's shapes."""
-    parameter = next(model.parameters())
-    inputs = tuple(torch.zeros(shape_of(node)) for node in placeholders(model))
-    return capture(teacher, inputs).eval().to(parameter.device)
 
 
 def _finite(loss: float, epoch: int, step: int) -> float:

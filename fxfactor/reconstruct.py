@@ -21,9 +21,10 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from fxfactor.calibrate import inputs_of
+from fxfactor.capture import capture
 from fxfactor.errors import PreconditionError
 from fxfactor.fused import fused_quantizers
-from fxfactor.graph import layers, shape_of
+from fxfactor.graph import layers, placeholders, shape_of
 from fxfactor.progress import track
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -50,7 +51,7 @@ def flip_and_shift(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def reconstruct(
-    original: GraphModule,
+    original: nn.Module,
     graph: GraphModule,
     batches: Iterable[Any],
     *,
@@ -62,17 +63,18 @@ def reconstruct(
 ) -> list[float]:
     """Train all parameters of `graph` to give what `original` gives at every block boundary, in place.
 
-    Before: `graph` is `original` after passes, say factorized and fitted, or quantized as well. After: the same modules
-    with other values. Minimised by Adam with a cosine schedule: the mean over the boundaries of ‖a − b‖²/‖b − b̄‖², a
-    from the compressed and b from the original network, plus the same at the output. Batch norms normalise by the
-    batch meanwhile and keep running statistics of it (new ones of the images as they are cost 0.6 points on ResNet-20).
-    `augment` is applied to both networks' images (None for none).
+    Before: `graph` is `original` (a model, or its graph) after passes, say factorized and fitted, or quantized as well.
+    After: the same modules with other values. Minimised by Adam with a cosine schedule: the mean over the boundaries of
+    ‖a − b‖²/‖b − b̄‖², a from the compressed and b from the original network, plus the same at the output. Batch norms
+    normalise by the batch meanwhile and keep running statistics of it (new ones of the images as they are cost 0.6 points
+    on ResNet-20). `augment` is applied to both networks' images (None for none).
 
     Cost: `steps` forward and backward passes of `graph` on `batch_size` images, and a forward pass of `original` each.
     Returns the loss of every step. The same seed gives the same result on the same machine. Raises PreconditionError
     without images.
     """
     images = _all_images(batches, next(graph.parameters()))
+    original = as_graph(original, graph)
     generator = torch.Generator().manual_seed(seed)
     losses = []
     modes = _batch_norms_training(graph)
@@ -182,6 +184,13 @@ def channels_last(graph: nn.Module) -> Iterator[None]:
         yield
     finally:
         graph.to(memory_format=torch.contiguous_format)
+
+
+def as_graph(model: nn.Module, like: GraphModule) -> GraphModule:
+    """A copy of `model` in normal form and eval mode, captured on inputs of the shapes that `like` takes."""
+    parameter = next(like.parameters())
+    inputs = tuple(torch.zeros(shape_of(node)).to(next(model.parameters())) for node in placeholders(like))
+    return capture(model, inputs).eval().to(parameter)
 
 
 def _all_images(batches: Iterable[Any], like: Tensor) -> Tensor:

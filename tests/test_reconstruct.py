@@ -111,3 +111,13 @@ def test_augmentation_moves_images(shape):
     kept = (first > 0).double().flatten(1).mean(1)
     assert (kept >= 0.875 ** len(shape[2:])).all()
     assert all(torch.isin(a[a > 0], b).all() for a, b in zip(first, x, strict=True))
+
+
+def test_original_may_be_the_model_itself():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(384, 3)
+    )
+    graph = fxfactor.transform(model.eval(), level=3, example_inputs=images(1))
+    losses = reconstruct(model, graph, [images()], steps=40, augment=None)
+    assert losses[-1] < losses[0]
