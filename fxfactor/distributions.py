@@ -55,7 +55,7 @@ def distributions(
     """
     variants = {"transformed": qmodel} if isinstance(qmodel, GraphModule) else qmodel
     _require_graphs(variants)
-    original = _original(model, next(iter(variants.values())))
+    original = original_of(model, next(iter(variants.values())))
     _require_matching(original, variants)
     walk = _Walk(original, variants)
     with _evaluating(variants.values()):
@@ -94,7 +94,8 @@ def _require_graphs(variants: Any) -> None:
         raise PreconditionError(f"no variant can be called {ORIGINAL!r}: that is the name of the network as it was")
 
 
-def _original(model: nn.Module, like: GraphModule) -> GraphModule:
+def original_of(model: nn.Module, like: GraphModule) -> GraphModule:
+    """`model` captured for the input shapes of `like`, or a copy of it where it is a captured graph already."""
     if isinstance(model, GraphModule):
         return capture(model)
     parameter = next(model.parameters(), torch.empty(0)) if isinstance(model, nn.Module) else torch.empty(0)

@@ -1,0 +1,65 @@
+"""FINN's estimates on the page, from whatever form they are given in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+from fxfactor.report.html import cards, folded, table
+
+_RESOURCES = ("lut", "bram18", "dsp", "uram")
+_KNOWN = {"fps": "frames/s", "frames_per_second": "frames/s", "latency_ms": "latency, ms", "bottleneck": "bottleneck",
+          "lut": "LUT", "bram18": "BRAM18", "dsp": "DSP", "uram": "URAM", "board": "board", "part": "part",
+          "clock_ns": "clock, ns", "target_fps": "wanted frames/s"}  # fmt: skip
+CAVEAT = "FINN's analytic estimates, before synthesis: lower bounds without FIFOs, width converters and the shell."
+
+
+def finn_section(estimate: Any) -> str:
+    """Facts, resources and layers of an Estimate, of its JSON, or of any mapping that has some of the same names."""
+    data = _as_mapping(estimate)
+    if not data:
+        return ""
+    facts = [(_KNOWN[key], _number(data[key]), "") for key in _KNOWN if isinstance(data.get(key), str | int | float)]
+    parts = [f'<p class="soft">{CAVEAT}</p>', cards(facts)]
+    total, available = (_as_mapping(data.get(key)) for key in ("total", "available"))
+    if total:
+        rows = [("total", *(_number(total.get(name)) for name in _RESOURCES))]
+        if available:
+            rows.append(("board has", *(_number(available.get(name)) for name in _RESOURCES)))
+            rows.append(("used", *(_share(total.get(name), available.get(name)) for name in _RESOURCES)))
+        parts.append(table(("", *(_KNOWN[name] for name in _RESOURCES)), rows))
+    for key, what in (("software", "Left in software"), ("floating", "Floating point in hardware")):
+        if data.get(key):
+            parts.append(f'<p class="bad">{what}: {", ".join(map(str, data[key]))}</p>')
+    layers = (
+        [_as_mapping(each) for each in data.get("layers", ())] if isinstance(data.get("layers"), list | tuple) else []
+    )
+    if any(layers):
+        parts.append(folded(f"{len(layers)} hardware layers", _layer_table([each for each in layers if each])))
+    return "".join(parts)
+
+
+def _layer_table(layers: list[Mapping[str, Any]]) -> str:
+    rows = []
+    for each in layers:
+        resources = _as_mapping(each.get("resources")) or each
+        rows.append((each.get("site"), each.get("kind"), _number(each.get("cycles")),
+                     *(_number(resources.get(name)) for name in _RESOURCES)))  # fmt: skip
+    return table(("site", "kind", "cycles", *(_KNOWN[name] for name in _RESOURCES)), rows, left=2)
+
+
+def _as_mapping(value: Any) -> Mapping[str, Any]:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:,.0f}" if value == int(value) or value >= 100 else f"{value:,.2f}"
+    return "" if value is None else str(value)
+
+
+def _share(used: Any, there: Any) -> str:
+    return f"{used / there:.0%}" if isinstance(used, int | float) and there else ""
