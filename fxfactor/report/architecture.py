@@ -91,7 +91,7 @@ def architecture(before: GraphModule, after: GraphModule) -> Figure:
     rows = [_rows(each) for each in outlines]
     partner = [rows[1].get(name, rows[1].get(f"{name}_spatial")) for name in outlines[0]]
     if None not in partner:
-        rows[0] = dict(zip(outlines[0], partner, strict=True))
+        rows[0] = {name: row for name, row in zip(outlines[0], partner, strict=True) if row is not None}
     depth = 1 + max(max(each.values()) for each in rows)
     with styled():
         figure, axes = new_figure(10.5, 1.0 + 0.27 * depth, 1, 2)

@@ -33,7 +33,8 @@ ul { padding-left: 1.2rem; max-width: 62rem; } li { margin: .25rem 0; }
 details { margin: .6rem 0; } summary { cursor: pointer; color: var(--accent); }
 pre { background: var(--card); padding: .8rem; border-radius: .5rem; overflow-x: auto; font-size: .8rem; }
 .bad { color: var(--bad); }
-@media print { body { max-width: none; padding: 0; font-size: 11px; } nav { display: none; } figure, .card, tr { break-inside: avoid; }
+@media print { body { max-width: none; padding: 0; font-size: 11px; } nav { display: none; }
+       figure, .card, tr { break-inside: avoid; }
        h2, h3 { break-after: avoid; } details::details-content { content-visibility: visible; block-size: auto; }
        .scroll { overflow: visible; } table { font-size: 8px; } th, td { white-space: normal; padding-right: .35rem; } }
 """

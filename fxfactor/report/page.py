@@ -68,7 +68,9 @@ def report(
     ]  # fmt: skip
     head = sections.head(variants, shares)
     if not measured:
-        head += '<p class="soft">Without distributions: run <code>fxfactor distributions</code> and give its JSON to the report.</p>'
+        head += (
+            '<p class="soft">Without distributions: give the report what <code>fxfactor distributions</code> wrote.</p>'
+        )
     write_text(path, document(title, parts, head), "writing the report")
     return Path(path)
 
@@ -122,6 +124,6 @@ def _architecture(original: nn.Module | None, variants: Mapping[str, GraphModule
     name, after = list(variants.items())[-1]
     before = original if isinstance(original, GraphModule) else original_of(original, after)
     picture = figure(to_svg(architecture(capture(before), after), "architecture"),
-                     f"Before and after ({name}): layers, joins and poolings. A box reads site, in→out channels, kernel, g groups, "
-                     "/stride, w weight bits, a activation bits.")  # fmt: skip
+                     f"Before and after ({name}): layers, joins and poolings. A box reads site, in→out channels, kernel, "
+                     "g groups, /stride, w weight bits, a activation bits.")  # fmt: skip
     return folded("show the two graphs", picture)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 from torch.fx import GraphModule
@@ -13,7 +14,7 @@ from fxfactor.pipeline import HISTORY, Skip
 from fxfactor.plan import Plan
 from fxfactor.report import plots
 from fxfactor.report.findings import findings
-from fxfactor.report.html import cards, escape, figure, folded, table
+from fxfactor.report.html import cards, figure, folded, table
 from fxfactor.report.style import to_svg
 from fxfactor.summary import summary
 

@@ -38,7 +38,8 @@ def styled() -> Iterator[None]:
         import matplotlib
     except ImportError as error:
         raise PreconditionError('pictures need matplotlib: pip install "fxfactor[plot]"') from error
-    with matplotlib.rc_context(_SETTINGS):
+    settings: Any = _SETTINGS
+    with matplotlib.rc_context(settings):
         yield
 
 
