@@ -25,6 +25,8 @@ from torch.fx import GraphModule
 import fxfactor
 from fxfactor.distribution_table import Distributions
 from fxfactor.distributions import distributions
+from fxfactor.report import plots, report
+from fxfactor.report.style import save_png
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 LEVELS: tuple[Any, ...] = (0, 1, 2, 3, 4, 5, "depthwise")
@@ -57,7 +59,14 @@ def main() -> None:
         accuracies[name] |= {level: accuracy(each, images, labels) for level, each in variants.items()}
         print(f"{name:28s} made in {seconds:5.0f} s; top-1 " + ", ".join(
             f"{level} {share:.1%}" for level, share in accuracies[name].items()))  # fmt: skip
-        measure(model, variants, images, chosen.images, chosen.output / f"{name}.json")
+        table = measure(model, variants, images, chosen.images, chosen.output / f"{name}.json")
+        page, seconds = timed(
+            lambda v=variants, t=table, n=name: report(
+                v, chosen.output / f"{n}.html", original=model, distributions=t, accuracy=accuracies[n], title=n
+            )
+        )
+        print(f"{'':28s} page in {seconds:.0f} s, {page.stat().st_size / 2**20:.1f} MiB")
+        draw(table, chosen.output / name)
         for level, each in variants.items():
             fxfactor.save(each, chosen.output / f"{name}-{level.replace(' ', '')}")
     (chosen.output / "accuracy.json").write_text(json.dumps(accuracies, indent=1))
@@ -90,6 +99,19 @@ def measure(
           f"memory {before:.0f} MiB before, {quarter:.0f} with {count // 4} images, {peak_mebibytes():.0f} with {count}; "
           f"JSON {path.stat().st_size / 2**20:.1f} MiB")  # fmt: skip
     return table
+
+
+def draw(table: Distributions, stem: Path) -> None:
+    """The pictures of docs/distributions.md."""
+    pictures = {
+        "errors": plots.errors(table),
+        "channels": plots.channel_ranges(table, "between"),
+        "between": plots.matrix(table, "sqnr_db", "between"),
+        "ranges": plots.ranges(table, "between", ["level 1", "level 3", "level depthwise"]),
+        "histograms": plots.histograms(table.where(variant="level depthwise", site="layer1.1.conv1"), 3),
+    }
+    for name, picture in pictures.items():
+        save_png(picture, stem.with_name(f"{stem.name}-{name}.png"), 90)
 
 
 @torch.no_grad()

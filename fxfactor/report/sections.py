@@ -134,7 +134,7 @@ def pictures(table_: Distributions) -> str:
                 to_svg(plots.channel_ranges(table_, tensor), f"channels-{tensor}"), f"How much of the layer's range its channels "
                 f"use: {_WHERE[tensor]}. Where a row turns dark soon, a few channels set the scale for all."))  # fmt: skip
             parts.append(figure(
-                to_svg(plots.ranges(table_, tensor), f"ranges-{tensor}"), f"Where the values lie, {_WHERE[tensor]}: line from smallest "
+                to_svg(plots.ranges(table_, tensor), f"ranges-{tensor}"), f"Values {_WHERE[tensor]}: line from smallest "
                 "to largest, bar 1 to 99 %, dark bar the middle half. Orange dashes: the ends of the grid."))  # fmt: skip
     return "".join(parts)
 

@@ -135,7 +135,9 @@ def test_a_browser_shows_it(page: Path, tmp_path: Path, dark: bool) -> None:
     if browser is None:
         pytest.skip("chromium is not installed: apt-get install chromium")
     shot = tmp_path / "shot.png"
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1200,2400"]  # fmt: skip
+    names = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
+    names += " disable-component-update disable-sync window-size=1200,2400"
+    flags = [f"--{name}" for name in names.split()]
     flags += ["--blink-settings=preferredColorScheme=0"] if dark else []
     subprocess.run(
         [browser, *flags, f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={shot}", page.as_uri()],
