@@ -39,6 +39,7 @@ def ranges(table: Distributions, tensor: str = "output", variants: Sequence[str]
         widths = [max(abs(row.min), abs(row.max)) for row in rows if row.dynamic_range > 0]
         if widths and max(widths) > 4 * float(np.median(widths)):
             _logarithmic(axes[0, 0], max(widths), float(np.median([row.std for row in rows if row.std > 0])))
+            axes[0, 0].set_ylim(1.3 * min(0.0, *(row.min for row in rows)), 1.3 * max(0.0, *(row.max for row in rows)))
         label_sites(axes[-1, 0], names)
         figure.supylabel(f"{tensor}: min–max, 1–99 %, 25–75 %", fontsize=8.5)
     return figure
