@@ -48,7 +48,11 @@ def _to_hardware(flow: str, file: Path, folder: Path) -> str:
         return model.transform(StreamlinePlus()).transform(LowerConvsToMatMul()).transform(StreamlinePlus())
 
     config = DataflowBuildConfig(
-        output_dir=str(folder / flow), synth_clk_period_ns=5.0, board="ZCU104", generate_outputs=[], standalone_thresholds=True
+        output_dir=str(folder / flow),
+        synth_clk_period_ns=5.0,
+        board="ZCU104",
+        generate_outputs=[],
+        standalone_thresholds=True,
     )
     (folder / flow / "intermediate_models").mkdir(parents=True, exist_ok=True)
     model = ModelWrapper(str(file))
@@ -63,7 +67,9 @@ def _to_hardware(flow: str, file: Path, folder: Path) -> str:
     model = lookup["step_create_dataflow_partition"](model, config)
     model = lookup["step_specialize_layers"](model, config)
     parent = ModelWrapper(str(folder / flow / "intermediate_models" / "dataflow_parent.onnx"))
-    software = [node.op_type for node in parent.graph.node if node.op_type not in ("StreamingDataflowPartition", "Transpose")]
+    software = [
+        node.op_type for node in parent.graph.node if node.op_type not in ("StreamingDataflowPartition", "Transpose")
+    ]
     if software:
         return f"left in software: {', '.join(software)}"
     ends = {"ElementwiseMul_hls", "ElementwiseAdd_hls", "Thresholding_hls", "Thresholding_rtl"}

@@ -135,7 +135,9 @@ class PreActivation(nn.Module):
 class Branches(nn.Module):
     """torch.split → a convolution for each part → torch.cat → batch norm → quantizer."""
 
-    def __init__(self, weight_quant: Any = Int8WeightPerChannelFloat, split: Callable[[Tensor], Any] | None = None) -> None:
+    def __init__(
+        self, weight_quant: Any = Int8WeightPerChannelFloat, split: Callable[[Tensor], Any] | None = None
+    ) -> None:
         super().__init__()
         self.parts = nn.ModuleList(conv(2, 2, weight_quant=weight_quant) for _ in range(4))
         self.after = nn.Sequential(norm(8), relu())
@@ -229,13 +231,17 @@ TAKEN: dict[str, Build] = {
     "padding as an operation": lambda: chain(
         Lambda(lambda x: F.pad(x, (1, 1, 1, 1))), conv(8, 8, padding=0), norm(8), relu()
     ),
-    "uneven padding": lambda: chain(Lambda(lambda x: F.pad(x, (1, 0, 0, 1))), conv(8, 8, 2, padding=0), norm(8), relu()),
+    "uneven padding": lambda: chain(
+        Lambda(lambda x: F.pad(x, (1, 0, 0, 1))), conv(8, 8, 2, padding=0), norm(8), relu()
+    ),
     "depthwise separable": lambda: chain(conv(8, 8, groups=8), norm(8), relu(), conv(8, 8, 1), norm(8), relu()),
     "depthwise 1x5": lambda: chain(conv(8, 8, (1, 5), groups=8), norm(8), relu(), conv(8, 8, 1), norm(8), relu()),
     "depthwise, stride 2, dilation 2": lambda: chain(
         conv(8, 8, groups=8, stride=2, dilation=2, padding=2), quantizer(), conv(8, 8, 1), relu(), features=8 * 16
     ),
-    "depthwise 8-bit signed pointwise": lambda: chain(conv(8, 8, groups=8), quantizer(8), conv(8, 8, 1), norm(8), relu()),
+    "depthwise 8-bit signed pointwise": lambda: chain(
+        conv(8, 8, groups=8), quantizer(8), conv(8, 8, 1), norm(8), relu()
+    ),
     "no quantizer after a depthwise layer of one scale": lambda: chain(
         conv(8, 8, groups=8, weight_quant=Int8WeightPerTensorFloat), conv(8, 8, 1), norm(8), relu()
     ),
@@ -247,7 +253,9 @@ TAKEN: dict[str, Build] = {
         conv(8, 8), negative(norm(8)), nn.MaxPool2d(2), relu(), features=8 * 16
     ),
     "average pool 2x2": lambda: chain(nn.AvgPool2d(2), quantizer(), conv(8, 8), relu(), features=8 * 16),
-    "average pool 3x3, padding counted": lambda: chain(nn.AvgPool2d(3, 2, 1), quantizer(), conv(8, 8), relu(), features=8 * 16),
+    "average pool 3x3, padding counted": lambda: chain(
+        nn.AvgPool2d(3, 2, 1), quantizer(), conv(8, 8), relu(), features=8 * 16
+    ),
     "truncating average pool": lambda: chain(
         Lambda(lambda x: x),
         qnn.QuantIdentity(act_quant=Uint8ActPerTensorFloat, bit_width=4, return_quant_tensor=True),
@@ -268,16 +276,23 @@ TAKEN: dict[str, Build] = {
     "float bias": lambda: chain(conv(8, 8, bias=True), relu()),
     "quantized bias": lambda: nn.Sequential(
         qnn.QuantIdentity(act_quant=Int8ActPerTensorFloat, bit_width=8, return_quant_tensor=True),
-        conv(3, 8, bias=True, bias_quant=Int16Bias), norm(8), relu(), *head(512),
+        conv(3, 8, bias=True, bias_quant=Int16Bias),
+        norm(8),
+        relu(),
+        *head(512),
     ),  # fmt: skip
     "residual": lambda: chain(Residual(*[quantizer()] * 2)),
-    "residual, stride 2, more channels": lambda: chain(Residual(*[quantizer()] * 2, channels=16, stride=2), features=16 * 16),
+    "residual, stride 2, more channels": lambda: chain(
+        Residual(*[quantizer()] * 2, channels=16, stride=2), features=16 * 16
+    ),
     "pre-activation residual, signs": lambda: chain(PreActivation()),
     "split, convolutions, concatenation": lambda: chain(Branches(), conv(8, 8, 1), norm(8), relu()),
     "branches with a scale each": lambda: chain(Branches(Int8WeightPerTensorFloat), conv(8, 8, 1), norm(8), relu()),
     "parallel depthwise": lambda: chain(
         Parallel([conv(8, 8, groups=8) for _ in range(2)], [nn.Identity()] * 2, nn.Sequential(norm(16), relu())),
-        conv(16, 8, 1), norm(8), relu(),
+        conv(16, 8, 1),
+        norm(8),
+        relu(),
     ),  # fmt: skip
     "concatenation, one quantizer": lambda: chain(Parallel([conv(8, 8), conv(8, 8)], [relu()] * 2), features=16 * 64),
     "dense block": lambda: chain(DenseBlock(), conv(16, 8), norm(8), relu()),
@@ -303,17 +318,21 @@ REFUSED: dict[str, tuple[Build, str]] = {
     "addition, two quantizers": (lambda: chain(Residual(quantizer(), quantizer())), rules.JOIN),
     "addition, no quantizers": (lambda: chain(Residual(nn.Identity(), nn.Identity())), rules.JOIN),
     "concatenation, two quantizers": (
-        lambda: chain(Parallel([conv(8, 8), conv(8, 8)], [relu(), relu()]), conv(16, 8), relu()), rules.ONE_SCALE,
+        lambda: chain(Parallel([conv(8, 8), conv(8, 8)], [relu(), relu()]), conv(16, 8), relu()),
+        rules.ONE_SCALE,
     ),  # fmt: skip
     "9 bits": (lambda: chain(conv(8, 8), norm(8), quantizer(9)), rules.BITS),
     "bipolar activations": (
-        lambda: chain(conv(8, 8), norm(8), quantizer(1, act_quant=SignedBinaryActPerTensorConst), conv(8, 8), relu()), rules.BITS,
+        lambda: chain(conv(8, 8), norm(8), quantizer(1, act_quant=SignedBinaryActPerTensorConst), conv(8, 8), relu()),
+        rules.BITS,
     ),  # fmt: skip
     "zero point of an activation": (
-        lambda: chain(conv(8, 8), norm(8), quantizer(4, act_quant=ShiftedUint8ActPerTensorFloat)), rules.ZERO_POINT,
+        lambda: chain(conv(8, 8), norm(8), quantizer(4, act_quant=ShiftedUint8ActPerTensorFloat)),
+        rules.ZERO_POINT,
     ),  # fmt: skip
     "zero point of weights": (
-        lambda: chain(conv(8, 8, weight_quant=ShiftedUint8WeightPerTensorFloat), norm(8), relu()), rules.ZERO_POINT,
+        lambda: chain(conv(8, 8, weight_quant=ShiftedUint8WeightPerTensorFloat), norm(8), relu()),
+        rules.ZERO_POINT,
     ),  # fmt: skip
     "float weights": (lambda: chain(nn.Conv2d(8, 8, 3, padding=1, bias=False), norm(8), relu()), rules.WEIGHTS),
     "reflected padding": (lambda: chain(nn.ReflectionPad2d(1), conv(8, 8, padding=0), relu()), rules.PADDING),
@@ -330,14 +349,17 @@ REFUSED: dict[str, tuple[Build, str]] = {
     "argmax at the end": (lambda: nn.Sequential(*chain(), Lambda(lambda x: x.argmax(1))), rules.OPERATION),
     "no input quantizer": (lambda: nn.Sequential(conv(3, 8), norm(8), relu(), *head(512)), rules.INPUT),
     "slices for a split": (
-        lambda: chain(Branches(split=lambda x: [x[:, i : i + 2] for i in range(0, 8, 2)]), conv(8, 8, 1), relu()), rules.OPERATION,
+        lambda: chain(Branches(split=lambda x: [x[:, i : i + 2] for i in range(0, 8, 2)]), conv(8, 8, 1), relu()),
+        rules.OPERATION,
     ),  # fmt: skip
     "max pool with gaps": (lambda: chain(nn.MaxPool2d(2, 3), features=8 * 9), rules.POOLING),
     "padded max pool on signed values": (
-        lambda: chain(conv(8, 8), norm(8), quantizer(), nn.MaxPool2d(3, 2, 1), features=8 * 16), rules.SIGNED_PADDING,
+        lambda: chain(conv(8, 8), norm(8), quantizer(), nn.MaxPool2d(3, 2, 1), features=8 * 16),
+        rules.SIGNED_PADDING,
     ),  # fmt: skip
     "average pool, padding not counted": (
-        lambda: chain(nn.AvgPool2d(3, 2, 1, count_include_pad=False), quantizer(), features=8 * 16), rules.AVERAGE,
+        lambda: chain(nn.AvgPool2d(3, 2, 1, count_include_pad=False), quantizer(), features=8 * 16),
+        rules.AVERAGE,
     ),  # fmt: skip
     "two outputs": (Twice, rules.ONE_OUTPUT),
 }

@@ -70,6 +70,8 @@ def test_finn_itself_refuses_what_check_blocks(name: str, write: Write, tmp_path
 def test_every_broken_rule_is_found_not_only_the_first(write: Write) -> None:
     from small_networks import chain, conv, norm, quantizer, relu
 
-    model = chain(conv(8, 8, groups=4), relu(), conv(8, 8), nn.Hardswish(), quantizer(), conv(8, 8), norm(8), quantizer(9))
+    model = chain(
+        conv(8, 8, groups=4), relu(), conv(8, 8), nn.Hardswish(), quantizer(), conv(8, 8), norm(8), quantizer(9)
+    )
     found = {finding.found for finding in fxfactor.finn.check(write(build(lambda: model)))}
     assert {"groups=4 with 8 input and 8 output channels", "HardSwish", "9 bits"} <= found

@@ -1,0 +1,103 @@
+"""prepare and the command line: what stands in the folder, and that FINN reads it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from finn_helpers import outputs_in_float64
+from small_networks import REFUSED, TAKEN, build
+from typer.testing import CliRunner
+
+import fxfactor.finn
+from fxfactor.errors import FinnError
+from fxfactor.finn.cli import app
+
+Write = Callable[..., Path]
+
+
+@pytest.mark.finn
+def test_the_folder_holds_a_build_that_finn_reads(write: Write, tmp_path: Path, cache: Path) -> None:
+    model = build(TAKEN["depthwise separable"])
+    images = torch.randn(2, 3, 8, 8)
+    outputs = outputs_in_float64(model, images)
+    folder = tmp_path / "build"
+    prepared = fxfactor.finn.prepare(folder, write(model), "Pynq-Z2", verify=(images, outputs), cache=cache)
+    names = {entry.name for entry in folder.iterdir()}
+    texts = {"README.md", "build_finn.py", "build_finn_plus.yaml", "folding.json", "scales.json", "estimate.json"}
+    assert names == texts | {"model.onnx", "input.npy", "expected_output.npy", "generated"}
+    suffixes = {file.suffix for file in (folder / "generated").rglob("*") if file.is_file()}
+    assert {".v", ".cpp", ".tcl"} <= suffixes
+    assert prepared.generated == len(list((folder / "generated").iterdir())) > 10
+    scale = json.loads((folder / "scales.json").read_text())["output"]
+    logits = np.load(folder / "expected_output.npy") * scale["scale"] + scale["offset"]
+    assert abs(logits - outputs[:1].numpy()).max() < 1e-6
+    assert np.load(folder / "input.npy").shape == (1, 8, 8, 3)
+    compile((folder / "build_finn.py").read_text(), "build_finn.py", "exec")
+    assert str(Path.home()) not in (folder / "README.md").read_text()
+    _read_with_finn(folder)
+    with pytest.raises(FinnError, match="required: a new or empty folder"):
+        fxfactor.finn.prepare(folder, write(model), cache=cache)
+
+
+def _read_with_finn(folder: Path) -> None:
+    """FINN parses the YAML, and knows every step in it."""
+    import subprocess
+
+    code = (
+        "import os, sys; os.environ.setdefault('XILINX_VIVADO', '/nonexistent/Vivado/2024.2')\n"
+        "import finn.xsi; finn.xsi.SimEngine = object\n"
+        "from finn.builder.build_dataflow_config import DataflowBuildConfig\n"
+        "from finn.builder.build_dataflow_steps import build_dataflow_step_lookup as known\n"
+        "config = DataflowBuildConfig.from_yaml(open('build_finn_plus.yaml').read())\n"
+        "unknown = [step for step in config.steps if step not in known]\n"
+        "assert not unknown, unknown\nassert config.board == 'Pynq-Z2', config.board\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, env=_environment(folder)
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    import os
+
+    return {**os.environ, "FINN_BUILD_DIR": str(folder.parent)}
+
+
+def test_nothing_is_left_of_a_folder_that_failed(write: Write, tmp_path: Path) -> None:
+    with pytest.raises(FinnError, match="required: a Python interpreter"):
+        fxfactor.finn.prepare(
+            tmp_path / "a" / "b", write(build(TAKEN["chain"])), python="/no/python", cache=tmp_path / "c"
+        )
+    assert not list((tmp_path / "a").iterdir())
+    assert not list((tmp_path / "c").iterdir())
+
+
+def test_the_command_line_checks(write: Write) -> None:
+    good = CliRunner().invoke(app, ["check", str(write(build(TAKEN["chain"])))])
+    assert good.exit_code == 0
+    assert "nothing found" in " ".join(good.output.split())
+    bad = CliRunner().invoke(app, ["check", str(write(build(REFUSED["grouped"][0])))])
+    assert bad.exit_code == 1
+    assert "groups=4" in bad.output.replace("\n", "")
+    none = CliRunner().invoke(app, ["check", "none.onnx"])
+    assert none.exit_code == 2
+
+
+@pytest.mark.finn
+def test_the_command_line_estimates_and_prepares(write: Write, tmp_path: Path, cache: Path) -> None:
+    file = str(write(build(TAKEN["chain"])))
+    shown = CliRunner().invoke(app, ["estimate", file, "--board", "Pynq-Z2", "--cache", str(cache)])
+    assert shown.exit_code == 0, shown.output
+    assert "board has" in shown.output
+    done = CliRunner().invoke(app, ["prepare", str(tmp_path / "build"), file, "--cache", str(cache)])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "build" / "README.md").is_file()
+    wrong = CliRunner().invoke(app, ["estimate", file, "--board", "nothing"])
+    assert wrong.exit_code == 2
