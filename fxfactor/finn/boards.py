@@ -20,9 +20,7 @@ class Resources:
 
     def __add__(self, other: Resources) -> Resources:
         """Sum, item by item."""
-        return Resources(
-            self.lut + other.lut, self.bram18 + other.bram18, self.dsp + other.dsp, self.uram + other.uram
-        )
+        return Resources(self.lut + other.lut, self.bram18 + other.bram18, self.dsp + other.dsp, self.uram + other.uram)
 
 
 _ZYNQ_7020 = Resources(53_200, 280, 220, 0)

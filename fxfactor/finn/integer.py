@@ -88,9 +88,7 @@ class _Walk:
         self.graph = graph
         self.builder = GraphBuilder()
         self.findings: list[Finding] = []
-        self.values: dict[str, Value] = {
-            tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer
-        }
+        self.values: dict[str, Value] = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
         self.constants = set(self.values)
         self.uses = Counter(name for node in graph.node for name in node.input if name)
         self.uses.update(output.name for output in graph.output)
@@ -180,7 +178,9 @@ class _Walk:
         if not all(shape) or shape[0] != 1 or len(shape) not in (2, 4):
             raise Broken(rules.SHAPES, f"input shape {shape}", "export with example inputs of shape (1, C, H, W)")
         if node.op_type not in QUANTIZERS or not all(isinstance(value, np.ndarray) for value in inputs[1:]):
-            remedy = "start the network with a QuantIdentity (fxfactor.transform does), or with pixel input for uint8 images"
+            remedy = (
+                "start the network with a QuantIdentity (fxfactor.transform does), or with pixel input for uint8 images"
+            )
             raise Broken(rules.INPUT, f"{node.op_type} on the network's input", remedy)
         quantizer = _quantizer(node, inputs[1:], shape[1])
         if len(quantizer.scale) != 1:
@@ -204,6 +204,11 @@ class _Walk:
         _require_quantized(output, "end in linear logits, or quantize the output")
         if output.tensor == "global_in":
             raise Broken(rules.OPERATION, "a network of quantizers only", "give a network with layers")
+        last = self.builder.nodes[-1]
+        if last.op_type == "Flatten" and last.output[0] == output.tensor and output.order is None:
+            self.builder.nodes.pop()  # FINN would leave it in software; (1, 1, 1, C) holds the same
+            del self.builder.shapes[output.tensor], self.builder.datatypes[output.tensor]
+            output = replace(output, tensor=last.input[0])
         self.notes["output"] = {
             "scale": output.scale.tolist(),
             "offset": output.offset.tolist(),
@@ -520,7 +525,9 @@ class _Walk:
         if target in ((1, *x.shape), (0, *x.shape)):
             return (x,)
         if target not in ((1, -1), (1, features), (-1, features), (0, -1), (0, features)):
-            raise Broken(rules.LINEAR_INPUT, f"{node.op_type} from {(1, *x.shape)} to {target}", "use torch.flatten(x, 1)")
+            raise Broken(
+                rules.LINEAR_INPUT, f"{node.op_type} from {(1, *x.shape)} to {target}", "use torch.flatten(x, 1)"
+            )
         return (x if len(x.shape) == 1 else self._flattened(node, x),)
 
     def _flattened(self, node: onnx.NodeProto, x: Stream) -> Stream:
@@ -528,7 +535,9 @@ class _Walk:
         channels, height, width = x.shape
         area, features = height * width, channels * height * width
         site = f"{self._site(node)}.flat"
-        tensor = self.builder.node("Flatten", (x.tensor,), site, (1, features), self.builder.datatypes[x.tensor], axis=1)
+        tensor = self.builder.node(
+            "Flatten", (x.tensor,), site, (1, features), self.builder.datatypes[x.tensor], axis=1
+        )
         order = np.arange(features).reshape(channels, area).T.ravel()
         spread = {name: np.tile(getattr(x, name), area) for name in ("low", "high", "scale", "offset")}
         columns = x.columns if area == 1 else None
@@ -544,7 +553,15 @@ class _Walk:
         value = inputs[2] if len(inputs) > 2 else attributes.get("value")
         if attributes.get("mode", "constant") != "constant" or (value is not None and np.any(value)):  # type: ignore[arg-type]
             raise Broken(rules.PADDING, f"padding mode {attributes.get('mode')}", rules.REMEDIES["Pad"])
-        if len(pads) != 8 or any(pads[0:2]) or any(pads[4:6]) or min(pads) < 0 or x.functions or x.pools or x.offset.any():
+        if (
+            len(pads) != 8
+            or any(pads[0:2])
+            or any(pads[4:6])
+            or min(pads) < 0
+            or x.functions
+            or x.pools
+            or x.offset.any()
+        ):
             raise Broken(rules.PADDING, f"padding {pads} as an operation of its own", rules.REMEDIES["Pad"])
         new = tuple(a + b for a, b in zip((pads[2], pads[3], pads[6], pads[7]), x.pads, strict=True))
         return (replace(x, pads=new),)
@@ -559,8 +576,12 @@ class _Walk:
         if axis % rank != 1 or any(x.order is not None for x in streams):
             raise Broken(rules.OPERATION, f"a concatenation along axis {axis}", "concatenate along the channels")
         if len({x.tensor for x in streams}) < len(streams):
-            raise Broken(rules.OPERATION, "a concatenation of a tensor with itself", "use a convolution with wider output")
-        parts = {name: np.concatenate([getattr(x, name) for x in streams]) for name in ("low", "high", "scale", "offset")}
+            raise Broken(
+                rules.OPERATION, "a concatenation of a tensor with itself", "use a convolution with wider output"
+            )
+        parts = {
+            name: np.concatenate([getattr(x, name) for x in streams]) for name in ("low", "high", "scale", "offset")
+        }
         channels = sum(x.channels for x in streams)
         datatype = integer_datatype(int(parts["low"].min()), int(parts["high"].max()))
         annotated = {self.builder.datatypes[x.tensor] for x in streams}
@@ -797,7 +818,9 @@ def _quantized_constant(node: onnx.NodeProto, inputs: list[Value]) -> Weights:
         found = f"weights with zero point {zero_point.ravel()[0]:g}"
         raise Broken(rules.ZERO_POINT, found, "use a symmetric weight quantizer, such as Int8WeightPerChannelFloat")
     if bits.size != 1 or bits != np.round(bits):
-        raise Broken(rules.WEIGHTS, "weight bits that differ or are not whole", "use one whole number of bits per layer")
+        raise Broken(
+            rules.WEIGHTS, "weight bits that differ or are not whole", "use one whole number of bits per layer"
+        )
     attributes = _attributes(node)
     signed, narrow = bool(attributes.get("signed", 1)), bool(attributes.get("narrow", 0))
     quantizer = make_quantizer(np.ones(1), int(bits.item()), signed, narrow)

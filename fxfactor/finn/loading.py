@@ -18,7 +18,6 @@ from fxfactor.finn.rules import Finding
 
 if TYPE_CHECKING:
     import onnx
-    import torch
 
 Array = NDArray[np.float32]
 Images = "tuple[torch.Tensor | NDArray[Any], torch.Tensor | NDArray[Any]] | str | Path"
@@ -60,7 +59,9 @@ def load_model(file: str | Path) -> onnx.ModelProto:
 
     path = Path(file)
     if not path.is_file():
-        raise FinnError(f"required: a QONNX file; found: nothing at {path}; write one with fxfactor.export(qmodel, path)")
+        raise FinnError(
+            f"required: a QONNX file; found: nothing at {path}; write one with fxfactor.export(qmodel, path)"
+        )
     try:
         model = onnx.load(str(path))
         onnx.checker.check_model(_without_custom(model))
@@ -99,11 +100,15 @@ def load_images(verify: Any) -> tuple[Array, Array]:
     if isinstance(verify, str | Path):
         path = Path(verify)
         if not path.is_file():
-            raise FinnError(f'required: an .npz file with arrays "x" and "y"; found: nothing at {path}; write one with numpy.savez')
+            raise FinnError(
+                f'required: an .npz file with arrays "x" and "y"; found: nothing at {path}; write one with numpy.savez'
+            )
         with np.load(path) as arrays:
             missing = {"x", "y"} - set(arrays)
             if missing:
-                raise FinnError(f'required: arrays "x" and "y" in {path}; found: {sorted(arrays)}; write both with numpy.savez')
+                raise FinnError(
+                    f'required: arrays "x" and "y" in {path}; found: {sorted(arrays)}; write both with numpy.savez'
+                )
             pair = (arrays["x"], arrays["y"])
     else:
         pair = tuple(each.detach().cpu().numpy() if hasattr(each, "detach") else np.asarray(each) for each in verify)

@@ -137,7 +137,9 @@ class Job:
         if not clock_ns > 0 or not target_fps > 0:
             raise FinnError(f"required: clock_ns > 0 and target_fps > 0; found: {clock_ns} and {target_fps}")
         if self.board not in BOARDS:
-            raise FinnError(f"required: a board that FINN knows; found: {self.board!r}; choose from {', '.join(BOARDS)}")
+            raise FinnError(
+                f"required: a board that FINN knows; found: {self.board!r}; choose from {', '.join(BOARDS)}"
+            )
 
     @property
     def store(self) -> Path:
@@ -227,7 +229,9 @@ class Job:
                 )
         except OSError as error:
             os.close(reading)
-            raise FinnError(f"required: a Python interpreter; found: {interpreter!r} ({error.strerror}); see python=") from error
+            raise FinnError(
+                f"required: a Python interpreter; found: {interpreter!r} ({error.strerror}); see python="
+            ) from error
         finally:
             os.close(writing)
         last = "start"

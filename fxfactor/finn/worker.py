@@ -61,7 +61,7 @@ def require_finn() -> None:
         import finn.xsi
 
         finn.xsi.SimEngine = object  # looked up on import, and it insists on a Vivado simulator
-        import finn.builder.build_dataflow_steps  # noqa: F401
+        import finn.builder.build_dataflow_steps
     except ModuleNotFoundError as error:
         raise Stop("missing", found=f"no module {error.name}") from error
 
