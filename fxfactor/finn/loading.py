@@ -49,7 +49,7 @@ class IntegerNetwork:
         real: NDArray[np.float64] = integers * np.asarray(note["scale"]) + np.asarray(note["offset"])
         if note["order"] is not None:
             real = real[:, np.argsort(note["order"])]
-        return np.moveaxis(real, -1, 1)
+        return np.moveaxis(real, -1, 1).reshape(len(integers), *note["shape"][1:])
 
 
 def load_model(file: str | Path) -> onnx.ModelProto:
