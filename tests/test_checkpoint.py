@@ -1,0 +1,193 @@
+"""save and load: the same bits back, whole or not at all, no pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import torch
+from networks import Lambda, ResidualNet, randomized
+from torch import nn
+from torch.fx import GraphModule
+
+import fxfactor
+from fxfactor import LayerPlan, Plan, PreconditionError, capture, load, save, summary, transform
+from fxfactor.passes import FoldBatchNorm, Quantize
+from fxfactor.pipeline import HISTORY, Pipeline
+
+IMAGES = (2, 3, 16, 16)
+
+
+def transformed(level=1, bits=4, **settings) -> GraphModule:
+    return transform(randomized(ResidualNet()), level=level, bits=bits, example_inputs=torch.zeros(IMAGES), **settings)
+
+
+@pytest.mark.parametrize(
+    ("level", "bits"), [(0, None), (1, None), (0, 4), (2, 3), ("depthwise", (2, 8)), (1, (4, None))]
+)
+def test_what_was_saved_comes_back_bit_by_bit(tmp_path, level, bits):
+    graph = transformed(level, bits, calibration=[torch.randn(IMAGES)])
+    save(graph, tmp_path / "net")
+    again = load(tmp_path / "net", ResidualNet())
+    images = torch.randn(IMAGES)
+    assert torch.equal(again.eval()(images), graph.eval()(images))
+    assert again.code == graph.code
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in graph.state_dict().items())
+    assert Plan.of(again) == Plan.of(graph)
+    assert again.meta[HISTORY] == graph.meta[HISTORY]
+    assert str(summary(again, show=False)) == str(summary(graph, show=False))
+
+
+def test_a_plan_with_wider_factors_comes_back(tmp_path):
+    plan = Plan(
+        {"stem.0": LayerPlan(groups=3, mid=6, weight_bits=5), "block.conv2": LayerPlan(groups=4, mid=40)}, join_bits=5
+    )
+    graph = transform(randomized(ResidualNet()), plan=plan, example_inputs=torch.zeros(IMAGES))
+    again = load(save(graph, tmp_path / "net"), ResidualNet())
+    images = torch.randn(IMAGES)
+    assert torch.equal(again.eval()(images), graph.eval()(images))
+
+
+def test_what_was_trained_comes_back(tmp_path):
+    graph = transformed().train()
+    optimizer = torch.optim.SGD(graph.parameters(), lr=0.1)
+    graph(torch.randn(IMAGES)).square().mean().backward()
+    optimizer.step()
+    again = load(save(graph, tmp_path / "net"), ResidualNet())
+    images = torch.randn(IMAGES)
+    assert torch.equal(again.eval()(images), graph.eval()(images))
+
+
+def test_the_folder_holds_two_files_and_no_pickle(tmp_path):
+    save(transformed(), tmp_path / "net", source="package.module:factory")
+    assert sorted(path.name for path in (tmp_path / "net").iterdir()) == ["model.safetensors", "plan.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["net"]
+    assert json.loads((tmp_path / "net" / "plan.json").read_text())["layers"]["block.conv1"]["groups"] == 2
+    assert fxfactor.checkpoint.read_about(tmp_path / "net")["source"] == "package.module:factory"
+
+
+def test_a_folder_of_ours_is_replaced(tmp_path):
+    save(transformed(level=0), tmp_path / "net")
+    graph = transformed(level=2)
+    save(graph, tmp_path / "net")
+    assert Plan.of(load(tmp_path / "net", ResidualNet())) == Plan.of(graph)
+
+
+def test_a_pipeline_of_ones_own_is_loaded_into(tmp_path):
+    graph = Pipeline(FoldBatchNorm(), Quantize(4, 4))(capture(randomized(ResidualNet()))).graph
+    save(graph, tmp_path / "net")
+    fresh = Pipeline(FoldBatchNorm(), Quantize(4, 4))(capture(randomized(ResidualNet(), seed=5))).graph
+    images = torch.randn(IMAGES)
+    assert not torch.equal(fresh(images), graph(images))
+    assert torch.equal(load(tmp_path / "net", fresh)(images), graph(images))
+
+
+def test_a_network_in_float64_comes_back(tmp_path):
+    graph = transform(randomized(ResidualNet()).double(), level=1, example_inputs=torch.zeros(IMAGES).double())
+    again = load(save(graph, tmp_path / "net"), ResidualNet().double())
+    images = torch.randn(IMAGES).double()
+    assert torch.equal(again.eval()(images), graph.eval()(images))
+
+
+def test_tied_buffers_and_views_are_saved(tmp_path):
+    model = Lambda(lambda m, x: m.b(m.a(x)), a=nn.Conv2d(3, 8, 3), b=nn.Conv2d(8, 8, 3))
+    model.b.weight = nn.Parameter(torch.randn(16, 8, 3, 3)[::2])
+    model.a.weight = nn.Parameter(torch.randn(8, 3, 3, 3).to(memory_format=torch.channels_last))
+    graph = transform(model, level=0, example_inputs=torch.zeros(IMAGES))
+    again = load(save(graph, tmp_path / "net"), model)
+    assert torch.equal(again(torch.ones(IMAGES)), graph(torch.ones(IMAGES)))
+
+
+@pytest.mark.parametrize("broken", ["save_file", "Plan"])
+def test_a_failure_while_writing_leaves_nothing(tmp_path, monkeypatch, broken):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fxfactor.checkpoint.save_file" if broken == "save_file" else "fxfactor.plan.Plan.save", fail)
+    with pytest.raises(OSError, match="No space left on device"):
+        save(transformed(), tmp_path / "net")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_while_writing_leaves_the_earlier_network(tmp_path, monkeypatch):
+    graph = transformed()
+    save(graph, tmp_path / "net")
+    before = (tmp_path / "net" / "model.safetensors").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("fxfactor.plan.Plan.save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space")))
+        with pytest.raises(OSError, match="No space"):
+            save(transformed(level=2), tmp_path / "net")
+    assert (tmp_path / "net" / "model.safetensors").read_bytes() == before
+    assert Plan.of(load(tmp_path / "net", ResidualNet())) == Plan.of(graph)
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path):
+    (tmp_path / "model.safetensors").write_text("half of a network")
+    with pytest.raises(PreconditionError, match=r"holds other files and no plan\.json"):
+        save(transformed(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_a_read_only_folder_is_refused(tmp_path, monkeypatch):
+    graph = transformed()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(PreconditionError, match=r"saving the network: the folder .* is read-only; choose another one"):
+        save(graph, tmp_path / "net")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_as_parent_is_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(PreconditionError, match="does not exist; create it first"):
+        save(transformed(), tmp_path / "file" / "net")
+
+
+@pytest.mark.parametrize("missing", ["model.safetensors", "plan.json"])
+def test_half_a_folder_is_refused(tmp_path, missing):
+    save(transformed(), tmp_path / "net")
+    (tmp_path / "net" / missing).unlink()
+    with pytest.raises(
+        PreconditionError, match=r"is not a saved network: it must hold model\.safetensors and plan\.json"
+    ):
+        load(tmp_path / "net", ResidualNet())
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 100, "half"])
+def test_damaged_weights_are_refused(tmp_path, damage):
+    save(transformed(), tmp_path / "net")
+    weights = tmp_path / "net" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2] if damage == "half" else damage)
+    with pytest.raises(PreconditionError, match=r"cannot read .*model\.safetensors.*the file is damaged"):
+        load(tmp_path / "net", ResidualNet())
+
+
+def test_a_damaged_plan_is_refused(tmp_path):
+    save(transformed(), tmp_path / "net")
+    (tmp_path / "net" / "plan.json").write_text("{")
+    with pytest.raises(PreconditionError, match="a plan must be JSON"):
+        load(tmp_path / "net", ResidualNet())
+
+
+def test_weights_of_another_origin_are_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    save(transformed(), tmp_path / "net")
+    save_file({"a": torch.zeros(1)}, tmp_path / "net" / "model.safetensors")
+    with pytest.raises(PreconditionError, match=r"was not written by fxfactor\.save"):
+        load(tmp_path / "net", ResidualNet())
+
+
+def test_another_model_is_refused(tmp_path):
+    save(transformed(), tmp_path / "net")
+    with pytest.raises(PreconditionError, match=r"the weights in .* do not fit this ResidualNet: .*size mismatch"):
+        load(tmp_path / "net", ResidualNet(32))
+    with pytest.raises(PreconditionError, match="no convolution or linear layer"):
+        load(tmp_path / "net", nn.Sequential(nn.Conv2d(3, 8, 3)))
+
+
+@pytest.mark.parametrize("wrong", [nn.Conv2d(3, 4, 3), None, {"a": torch.zeros(1)}])
+def test_what_is_no_graph_is_refused(tmp_path, wrong):
+    with pytest.raises(PreconditionError, match=r"save needs what fxfactor\.transform gives, found"):
+        save(wrong, tmp_path / "net")
+    assert list(tmp_path.iterdir()) == []
