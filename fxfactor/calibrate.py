@@ -71,13 +71,15 @@ def count_activations(qmodel: GraphModule, loader: Iterable[Any]) -> dict[str, H
     qmodel.eval()
     histograms: dict[nn.Module, Histogram] = {}
     counting = _Counting(qmodel, histograms)
-    with torch.no_grad():
-        for batch in track(loader, "calibrating"):
-            counting.run(inputs_of(batch), enable_io_processing=False)
+    try:
+        with torch.no_grad():
+            for batch in track(loader, "calibrating"):
+                counting.run(inputs_of(batch), enable_io_processing=False)
+    finally:
+        for name, module in qmodel.named_modules():
+            module.training = training[name]
     if not histograms and any(is_quantizer(module) for module in qmodel.modules()):
         raise PreconditionError("calibration needs at least one batch of images, found an empty loader")
-    for name, module in qmodel.named_modules():
-        module.training = training[name]
     return {name: histograms[module] for name, module in qmodel.named_modules() if module in histograms}
 
 
