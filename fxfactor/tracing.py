@@ -75,6 +75,9 @@ def trace_concrete(model: nn.Module, inputs: tuple[Any, ...]) -> GraphModule:
 
 def _module(tracer: fx.Tracer, model: nn.Module) -> GraphModule:
     graph = tracer.trace(model)
+    for node in graph.nodes:
+        if isinstance(node.type, str):
+            node.type = None  # an annotation kept as text; before torch 2.14 a graph with one cannot be pickled
     return GraphModule(tracer.root, graph, type(model).__name__)
 
 

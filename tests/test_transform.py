@@ -86,6 +86,7 @@ def test_a_float_result_is_pickled():
     assert torch.equal(torch.load(file, weights_only=False)(images), graph(images))
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch 2.12 about itself
 @pytest.mark.parametrize("bits", [None, 4])
 def test_torch_compile_takes_it(bits):
     graph = result_of(1, bits)
