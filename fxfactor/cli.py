@@ -347,7 +347,10 @@ def _load_weights(model: nn.Module, path: Path) -> None:
     from safetensors.torch import load_file
 
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, "cpu", weights_only=True)
         model.load_state_dict(state.get("state_dict", state))
     except (OSError, SafetensorError, pickle.UnpicklingError) as error:
         raise PreconditionError(
