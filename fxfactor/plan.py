@@ -228,7 +228,9 @@ class Plan:
         layers = "{\n" + ",\n".join(rows) + "\n  }" if rows else "{}"
         join_bits = json.dumps(self.join_bits)
         why = "" if self.explanation is None else f',\n  "explanation": {json.dumps(self.explanation.to_dict())}'
-        return f'{{\n  "schema_version": {SCHEMA_VERSION},\n  "join_bits": {join_bits},\n  "layers": {layers}{why}\n}}\n'
+        return (
+            f'{{\n  "schema_version": {SCHEMA_VERSION},\n  "join_bits": {join_bits},\n  "layers": {layers}{why}\n}}\n'
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Plan:

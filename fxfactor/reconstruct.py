@@ -190,7 +190,8 @@ def as_graph(model: nn.Module, like: GraphModule) -> GraphModule:
     """A copy of `model` in normal form and eval mode, captured on inputs of the shapes that `like` takes."""
     parameter = next(like.parameters())
     inputs = tuple(torch.zeros(shape_of(node)).to(next(model.parameters())) for node in placeholders(like))
-    return capture(model, inputs).eval().to(parameter)
+    # a graph is copied and not traced anew: that would rename nodes, and boundaries are found by name
+    return capture(model, None if isinstance(model, GraphModule) else inputs).eval().to(parameter)
 
 
 def _all_images(batches: Iterable[Any], like: Tensor) -> Tensor:
