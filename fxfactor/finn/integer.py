@@ -340,7 +340,8 @@ class _Walk:
 
     def _join(self, node: onnx.NodeProto, inputs: list[Value]) -> Stream:
         a, b = inputs
-        assert isinstance(a, Stream) and isinstance(b, Stream)
+        assert isinstance(a, Stream)
+        assert isinstance(b, Stream)
         for x in (a, b):
             _require_quantized(x, rules.REMEDIES["Add"])
         if node.op_type == "Sub":

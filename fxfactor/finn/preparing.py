@@ -209,7 +209,7 @@ Written by fxfactor. Estimated {fps} frames/s at {clock_ns} ns; these are analyt
 
 | file | what it is |
 |---|---|
-| model.onnx | the network in integers: streamlined, channels last, no scales, no floating point; FINN starts at step_convert_to_hw |
+| model.onnx | the network in integers: streamlined, channels last, no floating point; FINN starts at step_convert_to_hw |
 | build_finn_plus.yaml | for FINN+ {version} |
 | build_finn.py | for FINN (Xilinx/finn) |
 | folding.json | parallelism of every layer; edit it to trade resources for speed |

@@ -71,7 +71,8 @@ def hasten() -> None:
     from importlib.util import module_from_spec, spec_from_file_location
 
     spec = spec_from_file_location("haste", Path(__file__).with_name("haste.py"))
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     module.hasten()

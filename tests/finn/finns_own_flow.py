@@ -56,7 +56,7 @@ def _to_hardware(flow: str, file: Path, folder: Path) -> str:
     )
     (folder / flow / "intermediate_models").mkdir(parents=True, exist_ok=True)
     model = ModelWrapper(str(file))
-    step = lookup[flow] if flow in lookup else streamline_plus
+    step = lookup.get(flow, streamline_plus)
     for run in (lookup["step_qonnx_to_finn"], lookup["step_tidy_up"], step, lookup["step_convert_to_hw"]):
         model = run(model, config)
     with np.load(folder / "images.npz") as arrays:
