@@ -46,7 +46,7 @@ def freeze(qmodel: GraphModule) -> GraphModule:
             made[module] = made.get(module) or _plain(module)
         if module in made:
             put_module(frozen, path, made[module])
-    return cast(GraphModule, frozen.requires_grad_(False))
+    return frozen.requires_grad_(False)
 
 
 def _rounding(quantizer: nn.Module) -> Rounding:

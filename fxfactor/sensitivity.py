@@ -61,7 +61,7 @@ class SiteErrors:
         parts = self.weights[shape, layer.weight_bits], self.activations[shape, layer.activation_bits]
         if measure == "both":
             return float(sum(part.prod().sqrt() for part in parts))
-        return float(sum(parts)[0 if measure == "loss" else 1])
+        return float((parts[0] + parts[1])[0 if measure == "loss" else 1])
 
 
 def measure_errors(graph: GraphModule, images: Sequence[Tensor], space: Space) -> dict[str, SiteErrors]:
@@ -178,9 +178,9 @@ class _Sensitivity:
                         values[key] = values.get(key, 0) + _both_measures(delta, g)
         for name, errors in sums.items():
             scale = torch.tensor([0.5 / len(images), 1 / max(float(spread[name]), 1e-30)], dtype=torch.float64)
-            for table in (errors.weights, errors.activations):
-                for key in table:
-                    table[key] = table[key] * scale
+            for measured in (errors.weights, errors.activations):
+                for choice in measured:
+                    measured[choice] = measured[choice] * scale
         return sums
 
     def _changes(self, name: str, site: Site, x: Tensor, y: Tensor) -> Iterator[tuple[str, tuple[Shape, Bits], Tensor]]:

@@ -115,7 +115,8 @@ def run_ray(setup: Setup, tasks: list[Task], workers: int) -> Iterator[Step]:
         yield from _steps(Walk(pickle.loads(pickled)), task)
 
     remote = ray.remote(num_cpus=1, max_retries=0)(walk_level)
-    left, running = list(tasks), {}
+    left = list(tasks)
+    running: dict[Any, Any] = {}
     while left or running:
         while left and len(running) < workers:
             stream = remote.options(num_returns="streaming").remote(data, left.pop(0))

@@ -71,7 +71,7 @@ def _double(module: nn.Module) -> nn.Module:
     double = copy.deepcopy(module).double()
     for each in double.modules():
         if hasattr(each, "eps"):
-            each.eps = float(np.float32(cast(float, each.eps)))  # as ONNX stores it
+            setattr(each, "eps", float(np.float32(cast(float, each.eps))))  # noqa: B010 (mypy takes it for a tensor)  # as ONNX stores it
     return double
 
 

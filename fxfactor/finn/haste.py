@@ -159,7 +159,7 @@ def _minimize_in_order(self: Any, model: Any) -> Any:
     for index in range(len(model.graph.node)):
         _infer_node_datatype(model, model.graph.node[index], False)
         node = model.graph.node[index]
-        layer = getCustomOp(node) if is_fpgadataflow_node(node) else None
+        layer: Any = getCustomOp(node) if is_fpgadataflow_node(node) else None
         if hasattr(layer, "minimize_accumulator_width"):
             layer.minimize_accumulator_width(model, datatype_only=self.datatype_only)
             _infer_node_datatype(model, model.graph.node[index], False)

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -238,7 +238,8 @@ class _Walk:
         if attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
             raise Broken(rules.PADDING, f"auto_pad={attributes['auto_pad']}", "export with explicit padding")
         window = _window(attributes, tuple(kernel))
-        window = replace(window, pads=tuple(own + before for own, before in zip(window.pads, x.pads, strict=True)))
+        pads = tuple(own + before for own, before in zip(window.pads, x.pads, strict=True))
+        window = replace(window, pads=cast("tuple[int, int, int, int]", pads))
         if any(window.pads) and x.offset.any():
             raise Broken(rules.PADDING, "padding of a tensor with a bias", "put a quantizer before the convolution")
         tensor = x.tensor
@@ -363,7 +364,7 @@ class _Walk:
     def _function(self, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:
         x = inputs[0]
         assert isinstance(x, Stream)
-        constants = [None if value is None else np.asarray(value, np.float64) for value in inputs[1:]]  # type: ignore[arg-type]
+        constants = [None if value is None else _reals(value) for value in inputs[1:]]
         function = FUNCTIONS[node.op_type](_attributes(node), constants)
         if function is None:
             remedy = "use a ReLU in its place"
@@ -382,11 +383,11 @@ class _Walk:
         assert isinstance(x, Stream)
         if len(constants) != 5:
             raise Broken(rules.OPERATION, "Trunc of QONNX version 1", rules.REMEDIES["Trunc"])
-        scale, zero_point, _, output_scale, bits = (np.asarray(value, np.float64) for value in constants)  # type: ignore[arg-type]
+        scale, zero_point, _, output_scale, bits = map(_reals, constants)
         if zero_point.any() or scale.size != 1 or output_scale.size != 1:
             raise Broken(rules.ZERO_POINT, "a zero point or several scales in Trunc", rules.REMEDIES["Trunc"])
         attributes = _attributes(node)
-        step = 2 ** np.round(np.log2(output_scale / scale)).reshape(1)
+        step = np.exp2(np.round(np.log2(output_scale / scale))).reshape(1)
         rounding = attributes.get("rounding_mode", "FLOOR").upper()
         signed, narrow = bool(attributes.get("signed", 1)), bool(attributes.get("narrow", 0))
         quantizer = make_quantizer(step, int(bits), signed, narrow, rounding)
@@ -540,7 +541,7 @@ class _Walk:
             "Flatten", (x.tensor,), site, (1, features), self.builder.datatypes[x.tensor], axis=1
         )
         order = np.arange(features).reshape(channels, area).T.ravel()
-        spread = {name: np.tile(getattr(x, name), area) for name in ("low", "high", "scale", "offset")}
+        spread: dict[str, Any] = {name: np.tile(getattr(x, name), area) for name in ("low", "high", "scale", "offset")}
         columns = x.columns if area == 1 else None
         return replace(
             x, tensor=tensor, shape=(features,), columns=columns, order=order if area > 1 else None, **spread
@@ -565,7 +566,7 @@ class _Walk:
         ):
             raise Broken(rules.PADDING, f"padding {pads} as an operation of its own", rules.REMEDIES["Pad"])
         new = tuple(a + b for a, b in zip((pads[2], pads[3], pads[6], pads[7]), x.pads, strict=True))
-        return (replace(x, pads=new),)
+        return (replace(x, pads=cast("tuple[int, int, int, int]", new)),)
 
     def _concatenate(self, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:
         streams = [value for value in inputs if isinstance(value, Stream)]
@@ -580,7 +581,7 @@ class _Walk:
             raise Broken(
                 rules.OPERATION, "a concatenation of a tensor with itself", "use a convolution with wider output"
             )
-        parts = {
+        parts: dict[str, Any] = {
             name: np.concatenate([getattr(x, name) for x in streams]) for name in ("low", "high", "scale", "offset")
         }
         channels = sum(x.channels for x in streams)
@@ -682,7 +683,7 @@ def _quantizer(node: onnx.NodeProto, constants: list[Value], channels: int) -> Q
         raise Broken(rules.BITS, "bipolar activations", "use 2 bits or more")
     if len(constants) != 3 or not all(isinstance(value, np.ndarray) for value in constants):
         raise Broken(rules.QUANTIZED, "a quantizer whose scale depends on the input", "use a static scale")
-    scale, zero_point, bits = (np.asarray(value, np.float64) for value in constants)  # type: ignore[arg-type]
+    scale, zero_point, bits = map(_reals, constants)
     if zero_point.any():
         raise Broken(rules.ZERO_POINT, f"zero point {zero_point.ravel()[0]:g}", "use a symmetric quantizer")
     if bits.size != 1 or bits != np.round(bits) or not 1 <= bits <= 8:
@@ -770,6 +771,11 @@ def _require_quantized(x: Stream, remedy: str, padded: bool = False, functions: 
         raise Broken(rules.PADDING, f"padding {x.pads} that no convolution takes up", rules.REMEDIES["Pad"])
 
 
+def _reals(value: Any) -> NDArray[np.float64]:
+    """A constant of the file as numbers."""
+    return np.asarray(value, np.float64)
+
+
 def _window(attributes: dict[str, Any], kernel: tuple[int, ...]) -> Window:
     names = {"strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1)}
     return Window(kernel, **{name: tuple(attributes.get(name, value)) for name, value in names.items()})  # type: ignore[arg-type]
@@ -788,7 +794,7 @@ def _fold(node: onnx.NodeProto, inputs: list[Value]) -> list[Value]:
     if node.op_type in ("Quant", "IntQuant"):
         return [_quantized_constant(node, inputs)]
     if node.op_type == "BipolarQuant":
-        value, scale = (np.asarray(each, np.float64) for each in inputs)  # type: ignore[arg-type]
+        value, scale = map(_reals, inputs)
         return [Weights(np.where(value >= 0, 1, -1), scale, "BIPOLAR")]
     weights = inputs[0] if inputs else None
     if isinstance(weights, Weights) and node.op_type == "Transpose":

@@ -39,7 +39,7 @@ class IntegerNetwork:
     def to_integers(self, images: Array) -> Array:
         """Images (N, C, H, W) as the network's input quantizer sees them, laid out as (N, H, W, C)."""
         note = self.notes["input"]
-        rounding = {"ROUND": np.round, "FLOOR": np.floor, "CEIL": np.ceil}[note["rounding"]]
+        rounding: Any = {"ROUND": np.round, "FLOOR": np.floor, "CEIL": np.ceil}[note["rounding"]]
         integers = np.clip(rounding(images / np.float32(note["scale"])), note["lowest"], note["highest"])
         return np.moveaxis(integers, 1, -1).astype(np.float32)
 
@@ -109,7 +109,7 @@ def load_images(verify: Any) -> tuple[Array, Array]:
                 raise FinnError(
                     f'required: arrays "x" and "y" in {path}; found: {sorted(arrays)}; write both with numpy.savez'
                 )
-            pair = (arrays["x"], arrays["y"])
+            pair: tuple[Any, ...] = (arrays["x"], arrays["y"])
     else:
         pair = tuple(each.detach().cpu().numpy() if hasattr(each, "detach") else np.asarray(each) for each in verify)
     if len(pair) != 2 or len(pair[0]) != len(pair[1]) or not len(pair[0]):
