@@ -1,0 +1,193 @@
+"""Exploration and search beside the naive ways, measured in one run.
+
+    python benchmarks/exploration.py grid       ResNet-20 / CIFAR-10: 7 levels × 5 bit widths, walked and one by one
+    python benchmarks/exploration.py budgets    ResNet-20 / CIFAR-10: searched, uniform and mixed-precision plans by budget
+    python benchmarks/exploration.py resnet50   search on ResNet-50 at 224×224: time and memory
+
+The first two need the images and weights in ../shared/data (or --data). Calibration and every choice use training images
+only; the 1,000 test images are used for the figures that are reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fxfactor
+from fxfactor.frozen import freeze
+from fxfactor.options import Space, space_of
+from fxfactor.plan import Plan
+from fxfactor.search import BITS, LEVELS, best_plan, distance
+from fxfactor.sensitivity import measure_errors
+from fxfactor.walk import top1
+
+GRID_BITS = (2, 3, 4, 6, 8)
+BUDGETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.25)
+
+
+class Clock:
+    """Wall and CPU seconds since it was made."""
+
+    def __init__(self) -> None:
+        self.wall, self.cpu = time.perf_counter(), time.process_time()
+
+    def __str__(self) -> str:
+        return f"{self.wall_seconds:.0f} s wall, {time.process_time() - self.cpu:.0f} s CPU"
+
+    @property
+    def wall_seconds(self) -> float:
+        return time.perf_counter() - self.wall
+
+    @property
+    def cpu_seconds(self) -> float:
+        return time.process_time() - self.cpu
+
+
+class Cifar:
+    """The trained ResNet-20, 256 calibration images, 1,000 held-out training images, 1,000 test images."""
+
+    def __init__(self, folder: Path) -> None:
+        sys.path.insert(0, str(folder))
+        import realdata
+
+        images, labels = realdata.cifar10("train")
+        test_images, test_labels = realdata.cifar10("test")
+        self.model = realdata.cifar_resnet(20)
+        self.calibration = list(images[:256].split(64))
+        self.held_out = _batches(images[10_000:11_000], labels[10_000:11_000])
+        self.test = _batches(test_images, test_labels)
+
+    def accuracy(self, plan: Plan) -> float:
+        """Top-1 on the test images of the network that the plan makes."""
+        made = fxfactor.transform(self.model, plan=plan, calibration=self.calibration)
+        return top1(freeze(made), self.test)
+
+
+def _batches(images: Any, labels: Any) -> list[Any]:
+    return list(zip(images.split(100), labels.split(100), strict=True))
+
+
+def grid(data: Cifar, levels: range, bits: tuple[int, ...]) -> None:
+    """The whole grid walked by fxfactor.explore, and every candidate from scratch."""
+    with tempfile.TemporaryDirectory() as folder:
+        clock = Clock()
+        walked = fxfactor.explore(
+            data.model, data.calibration, data.test, levels=levels, bits=bits, state=Path(folder) / "state.sqlite"
+        )
+        walk = clock.cpu_seconds
+        print(f"walked: {clock}", flush=True)
+    clock, naive = Clock(), []
+    for candidate in walked.candidates:
+        made = fxfactor.transform(
+            data.model,
+            level=int(candidate.level),
+            bits=(candidate.weight_bits, candidate.activation_bits),
+            calibration=data.calibration,
+        )
+        naive.append(replace(candidate, metric=top1(made.eval(), data.test)))
+        print(candidate.key, f"walked {candidate.metric:.3f}, from scratch {naive[-1].metric:.3f}", flush=True)
+    print(f"from scratch: {clock}; {clock.cpu_seconds / walk:.1f} times the walk's CPU time")
+    other = fxfactor.Exploration(tuple(naive))
+    print(walked)
+    mine, theirs = walked.hypervolume(), other.hypervolume()
+    print(f"hypervolume: walked {mine:.4g}, from scratch {theirs:.4g}, ratio {mine / theirs:.4f}")
+
+
+def budgets(data: Cifar, shares: tuple[float, ...], measures: tuple[Any, ...]) -> None:
+    """Accuracy under a budget of BOPs: searched, best uniform, mixed precision without factorization."""
+    graph = fxfactor.capture(data.model, data.calibration[0][:1]).eval()
+    space = space_of(graph, LEVELS, BITS)
+    clock = Clock()
+    errors = measure_errors(graph, data.calibration, space)
+    print(f"sensitivity: {clock}", flush=True)
+    whole = replace(space, shapes={name: shapes[:1] for name, shapes in space.shapes.items()})
+    for share in shares:
+        limits = fxfactor.Budget(bops=share).limits(space.whole)
+        row: dict[str, Any] = {"budget": share, "fp32": top1(graph, data.test)}
+        for name, within in (("searched", space), ("mixed precision, whole", whole)):
+            solved = Clock()
+            plans = [best_plan(within, errors, limits, measure, 8) for measure in measures]
+            row[f"{name}, solve s"] = round(solved.wall_seconds, 1)
+            scores = [distance(data.model, plan, data.calibration) for plan in plans]
+            best = min(range(len(plans)), key=scores.__getitem__)
+            row[f"{name}, measure"], row[name] = measures[best], data.accuracy(plans[best])
+        row["uniform"], row["uniform plan"] = _best_uniform(data, space, limits["bops"])
+        print(json.dumps(row), flush=True)
+
+
+def _best_uniform(data: Cifar, space: Space, most: float) -> tuple[float, str]:
+    """The uniform plan within the budget that is best on held-out training images, and its test accuracy.
+
+    Any pair of weight and activation bits; per level the dearest pairs that fit are tried, and tensors that enter
+    additions get 8 bits as in a searched plan.
+    """
+    graph = fxfactor.capture(data.model, data.calibration[0][:1]).eval()
+    tried = []
+    for level in range(7):
+        fitting = []
+        for weight in BITS:
+            for activation in BITS:
+                plan = replace(Plan.uniform(graph, level, weight, activation), join_bits=8)
+                bops = sum(
+                    space.costs(name, next(s for s in space.shapes[name] if s.groups == layer.groups), layer)["bops"]
+                    for name, layer in plan.layers.items()
+                )
+                if bops <= most:
+                    fitting.append((bops, -abs(weight - activation), f"level {level}, {weight}/{activation}", plan))
+        tried.extend(sorted(fitting, key=lambda each: each[:2])[-2:])
+    scored = [(distance(data.model, plan, data.calibration), name, plan) for _, _, name, plan in tried]
+    if not scored:
+        return float("nan"), "none fits"
+    _, name, plan = min(scored, key=lambda each: each[0])
+    return data.accuracy(plan), name
+
+
+def resnet50(images: int) -> None:
+    """Search on ResNet-50 with random weights: time for sensitivity and solving, and the peak of memory."""
+    from torchvision.models import resnet50 as build
+
+    torch.manual_seed(0)
+    model = build(weights=None).eval()
+    batches = list(torch.randn(images, 3, 224, 224, generator=torch.Generator().manual_seed(0)).split(4))
+    graph = fxfactor.capture(model, batches[0][:1]).eval()
+    clock = Clock()
+    space = space_of(graph, LEVELS, BITS)
+    errors = measure_errors(graph, batches, space)
+    print(f"sensitivity: {clock}", flush=True)
+    for share in (0.1, 0.05, 0.02, 0.01, 0.005):
+        solving = Clock()
+        best_plan(space, errors, fxfactor.Budget(bops=share).limits(space.whole), "both", 8)
+        print(f"solve for {share:.1%} of the BOPs: {solving}", flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"in all: {clock}, peak memory {peak:.1f} GiB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("grid", "budgets", "resnet50"))
+    parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
+    parser.add_argument("--levels", type=int, default=7, help="grid: levels 0 … levels−1")
+    parser.add_argument("--bits", type=int, nargs="+", default=GRID_BITS)
+    parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS)
+    parser.add_argument("--images", type=int, default=16, help="resnet50: images")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.what == "grid":
+        grid(Cifar(options.data), range(options.levels), tuple(options.bits))
+    elif options.what == "budgets":
+        budgets(Cifar(options.data), tuple(options.budgets), ("both", "loss", "output"))
+    else:
+        resnet50(options.images)
+
+
+if __name__ == "__main__":
+    main()
