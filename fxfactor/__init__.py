@@ -11,17 +11,23 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fxfactor import finn as finn
+    from fxfactor import passes as passes
+    from fxfactor import report as report
     from fxfactor.budget import Budget
     from fxfactor.calibrate import calibrate
     from fxfactor.capture import capture
     from fxfactor.checkpoint import load, save
     from fxfactor.cost import cost
+    from fxfactor.distributions import distributions
     from fxfactor.errors import CaptureError, ExportError, FinnError, FxfactorError, GraphError, PreconditionError
     from fxfactor.exploration import Exploration
     from fxfactor.explore import explore
     from fxfactor.export import Exported, export
+    from fxfactor.finetune import finetune
     from fxfactor.pipeline import Change, Pass, PassResult, Pipeline, Skip
     from fxfactor.plan import LayerPlan, Plan, groups_at
+    from fxfactor.reconstruct import reconstruct
     from fxfactor.search import search
     from fxfactor.summary import summary
     from fxfactor.transform import transform
@@ -46,10 +52,13 @@ __all__ = [
     "calibrate",
     "capture",
     "cost",
+    "distributions",
     "explore",
     "export",
+    "finetune",
     "groups_at",
     "load",
+    "reconstruct",
     "save",
     "search",
     "summary",
@@ -67,10 +76,15 @@ _MODULES = {
 }
 """Where public names live that are not in a module of their own name."""
 
+_PACKAGES = ("finn", "passes", "report")
+"""Packages below this one that users reach as `fxfactor.finn`, without an import of their own."""
+
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return import_module(f"{__name__}.{name}")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_HOME.get(name, name)}"), name)

@@ -6,7 +6,7 @@ Only typer is imported here; torch comes with the commands, so that `fxfactor --
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -234,11 +234,36 @@ def export(
     print(f"{written.path}: executed in qonnx, relative difference {written.relative_difference:.1g}{ties}")
 
 
-@app.command(
-    add_help_option=False,
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    options_metavar="COMMAND ...",
-)
+_PASSED_ON: Any = {
+    "add_help_option": False,
+    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
+}
+"""For commands whose options are read by a module that is not imported before it is needed."""
+
+
+@app.command(**_PASSED_ON, options_metavar="FOLDER ...")
+def distributions(context: typer.Context) -> None:
+    """Measure weights and activations layer by layer beside the original's. See fxfactor distributions --help."""
+    from fxfactor.report import cli
+
+    _pass_on(cli.distributions, context)
+
+
+@app.command(**_PASSED_ON, options_metavar="FOLDER ...")
+def report(context: typer.Context) -> None:
+    """Write one page about one or several saved networks. See fxfactor report --help."""
+    from fxfactor.report import cli
+
+    _pass_on(cli.report, context)
+
+
+def _pass_on(command: Callable[..., None], context: typer.Context) -> None:
+    alone = typer.Typer(rich_markup_mode="rich", add_completion=False)
+    alone.command()(command)
+    alone(args=context.args, prog_name=f"fxfactor {context.info_name}")
+
+
+@app.command(**_PASSED_ON, options_metavar="COMMAND ...")
 def finn(context: typer.Context) -> None:
     """Ask FINN about an exported file: what it refuses, what it estimates. See fxfactor finn --help."""
     from fxfactor.finn.cli import app as finn_app

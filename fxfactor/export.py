@@ -111,8 +111,12 @@ def _compare(graph: GraphModule, inputs: tuple[Tensor, ...], path: Path) -> tupl
     from qonnx.core.modelwrapper import ModelWrapper
     from qonnx.util.cleanup import cleanup_model
 
+    from fxfactor.finn.naming import record_sites
+
     raw = ModelWrapper(str(path))
-    cleaned = cleanup_model(ModelWrapper(str(path)))
+    named = ModelWrapper(str(path))
+    record_sites(named.model)
+    cleaned = cleanup_model(named)
     with torch.no_grad():
         wanted = tree_leaves(graph(*inputs))
     feeds = {info.name: x.numpy() for info, x in zip(_inputs_of(cleaned), inputs, strict=True)}

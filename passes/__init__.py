@@ -2,6 +2,18 @@
 
 from fxfactor.passes.factorize_depth import FactorizeDepth
 from fxfactor.passes.fold_batch_norm import FoldBatchNorm
+from fxfactor.passes.legalize_channel_multipliers import LegalizeChannelMultipliers
+from fxfactor.passes.legalize_for_finn import LegalizeForFinn
+from fxfactor.passes.legalize_grouped_convolutions import LegalizeGroupedConvolutions
+from fxfactor.passes.legalize_pixel_input import LegalizePixelInput
 from fxfactor.passes.quantize import Quantize
 
-__all__ = ["FactorizeDepth", "FoldBatchNorm", "Quantize"]
+__all__ = [
+    "FactorizeDepth",
+    "FoldBatchNorm",
+    "LegalizeChannelMultipliers",
+    "LegalizeForFinn",
+    "LegalizeGroupedConvolutions",
+    "LegalizePixelInput",
+    "Quantize",
+]
