@@ -42,13 +42,13 @@ types: .venv/ready
 .venv/ready: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv .venv
 	@echo "installing torch, Brevitas and FINN: this takes some minutes the first time"
-	.venv/bin/pip install $(PIP_FLAGS) -c .ci/constraints.txt -e ".[finn,plot,examples,dev]"
+	.venv/bin/pip install $(PIP_FLAGS) -c .ci/constraints.txt -e ".[finn,plot,search,examples,dev]"
 	@touch $@
 
 .venv-new/ready: pyproject.toml .ci/constraints-new.txt
 	$(PYTHON) -m venv .venv-new
 	@echo "installing the newest torch and Brevitas: this takes some minutes the first time"
-	.venv-new/bin/pip install $(PIP_FLAGS) -c .ci/constraints-new.txt -e ".[plot,examples,dev]"
+	.venv-new/bin/pip install $(PIP_FLAGS) -c .ci/constraints-new.txt -e ".[plot,search,examples,dev]"
 	@touch $@
 
 clean:
