@@ -34,5 +34,5 @@ def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, f
     largest, smallest = reference
     inside = [point for point in points if point[0] < largest and point[1] > smallest]
     front = pareto_front(inside, lambda p: p[0], lambda p: p[1])
-    ends = [*(cost for cost, _ in front[1:]), largest]
+    ends = [*(cost for cost, _ in front[1:]), largest][: len(front)]
     return sum((end - cost) * (value - smallest) for (cost, value), end in zip(front, ends, strict=True))

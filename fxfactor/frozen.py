@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from fxfactor.graph import is_quantizer, put_module
+from fxfactor.graph import is_quantizer
 from fxfactor.quantizers import is_quantized_layer, is_signed, quantizer_bits
 
 
@@ -37,16 +37,13 @@ def freeze(qmodel: GraphModule) -> GraphModule:
     Before: Brevitas layers and quantizers. After: the same graph with nn.Conv2d, nn.Linear … and `Rounding` at their paths,
     in eval mode, without gradients. `qmodel` is not changed. The outputs are the same up to rounding of the last bit.
     """
-    frozen = copy.deepcopy(qmodel).eval()
-    made: dict[nn.Module, nn.Module] = {}
-    for path, module in list(frozen.named_modules(remove_duplicate=False)):
+    replaced: dict[int, Any] = {}
+    for module in qmodel.modules():
         if is_quantizer(module):
-            made[module] = made.get(module) or _rounding(module)
+            replaced[id(module)] = _rounding(module)
         elif is_quantized_layer(module):
-            made[module] = made.get(module) or _plain(module)
-        if module in made:
-            put_module(frozen, path, made[module])
-    return frozen.requires_grad_(False)
+            replaced[id(module)] = _plain(module)
+    return cast(GraphModule, copy.deepcopy(qmodel, replaced).eval().requires_grad_(False))
 
 
 def _rounding(quantizer: nn.Module) -> Rounding:
@@ -58,18 +55,13 @@ def _rounding(quantizer: nn.Module) -> Rounding:
 
 
 def _plain(layer: nn.Module) -> nn.Module:
+    """A layer of the plain class, with the rounded weight, so that nothing of Brevitas stays behind."""
     kind = next(each for each in type(layer).__mro__ if each.__module__.startswith("torch.nn.modules"))
-    plain = cast(Any, copy.copy(layer))
-    weight = cast(Any, layer).quant_weight().value.detach()
-    plain.__class__ = kind
-    plain.__dict__ = {key: value for key, value in layer.__dict__.items() if key in _attributes(kind, layer)}
-    plain._parameters = {"weight": nn.Parameter(weight, requires_grad=False), "bias": layer._parameters.get("bias")}
-    plain._modules, plain._buffers = {}, {}
-    return cast(nn.Module, plain)
-
-
-def _attributes(kind: type[nn.Module], layer: nn.Module) -> set[str]:
-    """Names that an object of the plain class has, so that nothing of Brevitas stays behind."""
     with torch.device("meta"):
-        like = nn.Linear(1, 1) if issubclass(kind, nn.Linear) else cast(Any, kind)(1, 1, 1)
-    return set(vars(like))
+        plain = nn.Linear(1, 1) if kind is nn.Linear else cast(Any, kind)(1, 1, 1)
+    for name in vars(plain).keys() - {"_parameters", "_buffers", "_modules"}:
+        setattr(plain, name, copy.copy(getattr(layer, name)))
+    plain.weight = nn.Parameter(cast(Any, layer).quant_weight().value.detach().clone())
+    bias = cast("Tensor | None", layer.bias)
+    plain.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+    return cast(nn.Module, plain)

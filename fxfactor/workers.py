@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
-import queue
 from collections.abc import Iterator
+from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
 from fxfactor.errors import FxfactorError, PreconditionError
@@ -22,60 +22,62 @@ if TYPE_CHECKING:
 def run_local(setup: Setup, tasks: list[Task], workers: int) -> Iterator[Step]:
     """Walk the levels in `workers` processes, each with one thread. Raises FxfactorError where a process dies."""
     context = multiprocessing.get_context("spawn")
-    waiting, found = context.Queue(), context.Queue()
-    data = _pickled(setup)
-    for task in tasks:
-        waiting.put(task)
-    processes = [context.Process(target=_work, args=(data, waiting, found), daemon=True) for _ in range(workers)]
-    for _ in processes:
-        waiting.put(None)
-    for process in processes:
-        process.start()
+    data, left = _pickled(setup), list(tasks)
+    processes: dict[Any, Any] = {}
     try:
-        yield from _receive(processes, found)
+        for _ in range(min(workers, len(tasks))):
+            mine, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(data, theirs), daemon=True)
+            process.start()
+            theirs.close()  # so that a worker that dies ends the connection, whatever it was about to say
+            processes[mine] = process
+        working = set(processes)
+        while working:
+            for connection in wait(list(working)):
+                message = _receive(connection, processes[connection])
+                if message is not None:
+                    yield message
+                elif left:
+                    connection.send(left.pop(0))  # type: ignore[union-attr]
+                else:
+                    connection.send(None)  # type: ignore[union-attr]
+                    working.remove(connection)
     finally:
-        for process in processes:
+        for connection, process in processes.items():
             process.terminate()
             process.join()
-        for each in (waiting, found):
-            each.cancel_join_thread()
-            each.close()
+            connection.close()
 
 
-def _receive(processes: list[Any], found: Any) -> Iterator[Step]:
-    working = len(processes)
-    while working:
-        try:
-            step = found.get(timeout=0.5)
-        except queue.Empty:
-            dead = [process for process in processes if process.exitcode not in (None, 0)]
-            if dead:
-                raise FxfactorError(
-                    f"a worker process ended with exit code {dead[0].exitcode} (−9: killed, often for memory); every "
-                    "candidate so far is kept: call explore again with the same arguments, with fewer workers perhaps"
-                ) from None
-            continue
-        if step is None:
-            working -= 1
-        elif isinstance(step, BaseException):
-            raise step
-        else:
-            yield step
+def _receive(connection: Any, process: Any) -> Any:
+    """A step that a worker has to report, or None where it asks for a level."""
+    try:
+        message = connection.recv()
+    except (EOFError, ConnectionResetError):
+        process.join()
+        raise FxfactorError(
+            f"a worker process ended with exit code {process.exitcode} (-9: killed, often for memory); every candidate so "
+            "far is kept: call explore again with the same arguments, with fewer workers perhaps"
+        ) from None
+    if isinstance(message, BaseException):
+        raise message
+    return message
 
 
-def _work(data: bytes, waiting: Any, found: Any) -> None:
-    """What a process does: take levels until there is none left."""
+def _work(data: bytes, connection: Any) -> None:
+    """What a process does: ask for levels until there is none left."""
     import torch
 
     torch.set_num_threads(1)
     try:
         walk = Walk(pickle.loads(data))
-        for task in iter(waiting.get, None):
+        connection.send(None)
+        for task in iter(connection.recv, None):
             for step in _steps(walk, task):
-                found.put(step)
-        found.put(None)
+                connection.send(step)
+            connection.send(None)
     except Exception as error:  # handed over, so that it is raised where explore was called
-        found.put(error)
+        connection.send(error)
 
 
 def _steps(walk: Walk, task: Task) -> Iterator[tuple[str, Candidate | None, bytes | None]]:
