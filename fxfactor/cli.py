@@ -257,6 +257,22 @@ def report(context: typer.Context) -> None:
     _pass_on(cli.report, context)
 
 
+@app.command(**_PASSED_ON, options_metavar="SOURCE ...")
+def explore(context: typer.Context) -> None:
+    """Evaluate a network at every level and bit width. See fxfactor explore --help."""
+    from fxfactor import explore_cli
+
+    _pass_on(explore_cli.explore, context)
+
+
+@app.command(**_PASSED_ON, options_metavar="SOURCE ...")
+def search(context: typer.Context) -> None:
+    """Find groups and bits for every layer under a budget. See fxfactor search --help."""
+    from fxfactor import explore_cli
+
+    _pass_on(explore_cli.search, context)
+
+
 def _pass_on(command: Callable[..., None], context: typer.Context) -> None:
     alone = typer.Typer(rich_markup_mode="rich", add_completion=False)
     alone.command()(command)

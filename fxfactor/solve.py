@@ -68,7 +68,7 @@ def _solve_program(sites: Sequence[SiteOptions], limits: Mapping[str, float]) ->
         from scipy.sparse import csr_array
     except ModuleNotFoundError as error:
         raise PreconditionError(
-            "a search needs scipy's solver, which is not installed; run pip install scipy"
+            "a search needs scipy's solver, which is not installed; run pip install fxfactor[search]"
         ) from error
     options = [(index, option) for index, site in enumerate(sites) for option in site.options]
     losses = np.array([option.loss for _, option in options])

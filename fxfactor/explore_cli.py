@@ -1,0 +1,183 @@
+"""`fxfactor explore` and `fxfactor search`, to be mounted by `fxfactor.cli`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fxfactor.errors import PreconditionError
+
+if TYPE_CHECKING:
+    from fxfactor.store import Candidate
+
+Source = Annotated[str, typer.Argument(help="torchvision:NAME or package.module:factory.", show_default=False)]
+Images = Annotated[
+    Path,
+    typer.Option(
+        help="Training images: a .npy file of floats (N, C, H, W), normalised as in training.", metavar="FILE"
+    ),
+]
+Weights = Annotated[
+    Path | None, typer.Option(help="State dict to load first: .safetensors, .pt or .pth.", metavar="FILE")
+]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option(help="Module path that is not factorized, with all below it. May be given again.", metavar="PATH"),
+]
+
+
+def parse_levels(text: str) -> Any:
+    """ "0-6", "0,2,depthwise": levels and ranges of them."""
+    levels: list[int | str] = []
+    for part in text.split(","):
+        low, dash, high = part.strip().partition("-")
+        if part.strip() == "depthwise":
+            levels.append("depthwise")
+        elif low.isdecimal() and (not dash or high.isdecimal()):
+            levels.extend(range(int(low), int(high or low) + 1))
+        else:
+            raise typer.BadParameter(f'levels like 0-6 or 0,2,depthwise are required, found "{part}"')
+    return tuple(levels)
+
+
+def parse_bits(text: str) -> Any:
+    """ "2,3,4,8", "8/4,4": bits, or weight bits/activation bits."""
+    found: list[Any] = []
+    for part in text.split(","):
+        numbers = part.strip().split("/")
+        if not all(number.isdecimal() for number in numbers) or len(numbers) > 2:
+            raise typer.BadParameter(f'bits like 2,3,4,8 or 8/4,4 are required, found "{part}"')
+        pair = tuple(int(number) for number in numbers)
+        found.append(pair if len(pair) == 2 else pair[0])
+    return tuple(found)
+
+
+def explore(
+    source: Source,
+    images: Images,
+    validation: Annotated[
+        Path,
+        typer.Option(help='Validation set: an .npz file with "x" (N, C, H, W) and labels "y" (N,).', metavar="FILE"),
+    ],
+    weights: Weights = None,
+    levels: Annotated[Any, typer.Option(parser=parse_levels, metavar="LEVELS", help="0-6 or 0,2,depthwise")] = "0-6",
+    bits: Annotated[Any, typer.Option(parser=parse_bits, metavar="BITS", help="2,3,4,8 or 8/4,4")] = "2,3,4,8",
+    keep: Keep = None,
+    state: Annotated[
+        Path, typer.Option(help="File that the run is kept in; call again to go on from it.", metavar="FILE")
+    ] = Path("explore.sqlite"),
+    workers: Annotated[int, typer.Option(min=1, help="Levels that are walked side by side.")] = 1,
+    ray: Annotated[bool, typer.Option("--ray", help="Workers on a Ray cluster.")] = False,
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw accuracy over BOPs: .png, .svg or .pdf.", metavar="FILE")
+    ] = None,
+) -> None:
+    """Evaluate a network at every level and bit width: accuracy, MACs, BOPs, the Pareto front.
+
+    [bold]Examples[/]
+
+      fxfactor explore my.nets:small --weights small.pth --images train.npy --validation test.npz
+
+      fxfactor explore my.nets:small --images train.npy --validation test.npz --levels 0,2,depthwise --bits 8/4,4
+    """
+    from rich.console import Console
+
+    from fxfactor.cli import _batches, _named_model
+    from fxfactor.exploration import cells
+    from fxfactor.explore import explore as walk
+
+    console = Console()
+    names = ("level", "bits", "accuracy", "MMACs", "GBOPs", "KiB", "s")
+
+    def show(candidate: Candidate) -> None:
+        texts = cells(candidate)
+        told = "  ".join(f"{name} {text}" for name, text in zip(names, texts, strict=False) if text)
+        console.print(f"{told}  {texts[-1]}".rstrip(), highlight=False)
+
+    result = walk(
+        _named_model(source, weights),
+        _batches(images),
+        labelled(validation),
+        levels=levels,
+        bits=bits,
+        state=state,
+        workers=workers,
+        engine="ray" if ray else "local",
+        keep=tuple(keep or ()),
+        progress=show,
+    )
+    console.print(result)
+    if picture is not None:
+        print(f"saved in {result.plot(picture)}")
+
+
+def search(
+    source: Source,
+    images: Images,
+    weights: Weights = None,
+    bops: Annotated[
+        float | None, typer.Option(help="Budget of BOPs; up to 1: share of the network at 32 bits.")
+    ] = None,
+    macs: Annotated[float | None, typer.Option(help="Budget of MACs; up to 1: share.")] = None,
+    weight_bits: Annotated[float | None, typer.Option(help="Budget of bits of weights; up to 1: share.")] = None,
+    levels: Annotated[
+        Any, typer.Option(parser=parse_levels, metavar="LEVELS", help="0-6 or 0,2,depthwise")
+    ] = "0-6,depthwise",
+    bits: Annotated[Any, typer.Option(parser=parse_bits, metavar="BITS", help="2,3,4,8")] = "2,3,4,5,6,8",
+    keep: Keep = None,
+    finn: Annotated[bool, typer.Option("--finn", help="Only groups that FINN can build with few branches.")] = False,
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Plan to write, for [bold]fxfactor transform --plan[/].", metavar="FILE"),
+    ] = Path("plan.json"),
+) -> None:
+    """Find groups and bits for every layer, so that the network loses least under a budget.
+
+    [bold]Examples[/]
+
+      fxfactor search my.nets:small --weights small.pth --images train.npy --bops 0.01
+
+      fxfactor transform my.nets:small --weights small.pth --plan plan.json --calibration train.npy -o small-searched
+    """
+    from rich import print as show
+
+    from fxfactor.budget import Budget
+    from fxfactor.cli import _batches, _named_model
+    from fxfactor.search import search as find
+
+    if any(isinstance(each, tuple) for each in bits):
+        raise typer.BadParameter("bits of weights and activations are chosen one by one here; give ints, like 2,4,8")
+    plan = find(
+        _named_model(source, weights),
+        _batches(images),
+        Budget(bops=bops, macs=macs, weight_bits=weight_bits),
+        levels=levels,
+        bits=bits,
+        keep=tuple(keep or ()),
+        finn=finn,
+    )
+    show(plan.explain())
+    plan.save(output)
+    print(f"saved in {output}; next: fxfactor transform {source} --plan {output} --calibration {images}")
+
+
+def labelled(path: Path, size: int = 100) -> list[Any]:
+    """Batches (images, labels) of an .npz file. Raises PreconditionError where it is none."""
+    import numpy as np
+    import torch
+
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            images, labels = torch.from_numpy(data["x"]).float(), torch.from_numpy(data["y"]).long()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PreconditionError(
+            f"cannot read the validation set {str(path)!r}: {str(error).splitlines()[0]}; write it with "
+            "numpy.savez(file, x=images, y=labels), images as floats (N, C, H, W), labels as ints (N,)"
+        ) from error
+    if len(images) != len(labels):
+        raise PreconditionError(
+            f"{str(path)!r} must have a label for each image, found {len(images)} and {len(labels)}"
+        )
+    return list(zip(images.split(size), labels.split(size), strict=True))
