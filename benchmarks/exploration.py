@@ -120,6 +120,7 @@ def budgets(data: Cifar, shares: tuple[float, ...], measures: tuple[Any, ...]) -
             scores = [distance(data.model, plan, data.calibration) for plan in plans]
             best = min(range(len(plans)), key=scores.__getitem__)
             row[f"{name}, measure"], row[name] = measures[best], data.accuracy(plans[best])
+            row[f"{name}, each"] = {m: data.accuracy(plan) for m, plan in zip(measures, plans, strict=True)}
         row["uniform"], row["uniform plan"] = _best_uniform(data, space, limits["bops"])
         print(json.dumps(row), flush=True)
 
@@ -184,7 +185,7 @@ def main() -> None:
     if options.what == "grid":
         grid(Cifar(options.data), range(options.levels), tuple(options.bits))
     elif options.what == "budgets":
-        budgets(Cifar(options.data), tuple(options.budgets), ("both", "loss", "output"))
+        budgets(Cifar(options.data), tuple(options.budgets), ("both", "loss", "output", "weighted"))
     else:
         resnet50(options.images)
 

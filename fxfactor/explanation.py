@@ -131,6 +131,7 @@ class Explanation:
 LOSSES = {
     "both": "√(loss · output), summed over the sites",
     "loss": "Kullback-Leibler divergence of the softened output, second order, summed over the sites",
+    "weighted": "lost share of each site's own outputs, weighted by what such a share does to the network's output",
     "output": "lost share of each site's own outputs, summed over the sites",
 }
 """What the numbers of each measure are."""

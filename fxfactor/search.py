@@ -57,7 +57,7 @@ def search(
     always among them. bits: for weights and activations; `weight_bits` and `activation_bits` where they differ; (None,)
     for floating point. widths: channels between the factors, as multiples of the input channels. boundary_bits: of the
     first layer and the last, None to let the search choose. join_bits: of tensors that enter additions. keep: module
-    paths that are not factorized. measure: "both", "loss" or "output", see `fxfactor.sensitivity`; of several of them
+    paths that are not factorized. measure: "both", "loss", "output" or "weighted", see `fxfactor.sensitivity`; of several of them
     each gives a plan, and the one whose network, made and run on the images, is closest to the original is returned.
     images: so many of `loader` are used, at most. finn: no grouped convolution of more than 16 groups, unless it is depthwise.
 
@@ -94,17 +94,25 @@ def search(
 
 
 def distance(model: nn.Module, plan: Plan, batches: Sequence[Tensor]) -> float:
-    """E‖f(x) − f̂(x)‖² / E‖f(x)‖² over the second half of the images, f̂ made by the plan from the first half."""
+    """How far the network that a plan makes from the first half of the images is from the original on the second half.
+
+    For logits (N, K) the mean Kullback-Leibler divergence of the two softmaxes, in nats; for any other output
+    ‖f − f̂‖² / ‖f‖², summed over the outputs.
+    """
     images = torch.cat(list(batches))
     fit, judge = images.split((len(images) + 1) // 2)
     made = freeze(transform(model, plan=plan, calibration=fit.split(len(batches[0]))))
-    original, lost, total = capture(model, images[:1]).eval(), 0.0, 0.0
+    original, total = capture(model, images[:1]).eval(), 0.0
     with torch.no_grad():
         for part in judge.split(len(batches[0])):
             for wanted, found in zip(tree_leaves(original(part)), tree_leaves(made(part)), strict=True):
-                lost += float((found - wanted).square().sum())
-                total += float(wanted.square().sum())
-    return lost / max(total, 1e-30)
+                if wanted.dim() == 2 and wanted.shape[1] > 1:
+                    p, q = wanted.log_softmax(1), found.log_softmax(1)
+                    total += float((p.exp() * (p - q)).sum()) / len(judge)
+                else:
+                    lost = float((found - wanted).square().sum() / wanted.square().sum().clamp_min(1e-30))
+                    total += lost * len(part) / len(judge)
+    return total
 
 
 def _checked(measures: tuple[Measure, ...]) -> tuple[Measure, ...]:

@@ -11,13 +11,17 @@ parts of δ may cancel in it, as they do in the network.
 `output`: E‖δ‖² / E‖y − ȳ‖², the share of the site's own output that is lost; it knows nothing of what follows.
 
 `both`: √(loss · output). The second order holds for small errors only, where it is the better guide; large ones it
-underrates, and there the output is. On ResNet-20 the mean of the two served best over all budgets (docs/exploration.md).
+underrates, and there the output is (docs/exploration.md).
+
+`weighted`: output, times how much one share of this site's output weighs in the loss: the median of loss/output over
+all choices at the site. For budgets so small that every error is large.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, cast
 
 import torch
@@ -36,8 +40,8 @@ from fxfactor.progress import track
 from fxfactor.ranges import Histogram, best_limit
 from fxfactor.statistics import importance_of, moments_of, receiver_of_shift
 
-Measure = Literal["both", "loss", "output"]
-MEASURES: tuple[Measure, ...] = ("both", "loss", "output")
+Measure = Literal["both", "loss", "output", "weighted"]
+MEASURES: tuple[Measure, ...] = ("both", "loss", "output", "weighted")
 
 DRAWS = 8
 TEMPERATURE = 4.0
@@ -61,7 +65,16 @@ class SiteErrors:
         parts = self.weights[shape, layer.weight_bits], self.activations[shape, layer.activation_bits]
         if measure == "both":
             return float(sum(part.prod().sqrt() for part in parts))
-        return float((parts[0] + parts[1])[0 if measure == "loss" else 1])
+        loss, output = (parts[0] + parts[1]).tolist()
+        if measure == "weighted":
+            return float(output * self.weight)
+        return float(loss if measure == "loss" else output)
+
+    @cached_property
+    def weight(self) -> float:
+        """Median of loss / output over all choices; 1 where no choice loses anything."""
+        values = [each for table in (self.weights, self.activations) for each in table.values() if float(each[1]) > 0]
+        return float(torch.stack([each[0] / each[1] for each in values]).median()) if values else 1.0
 
 
 def measure_errors(graph: GraphModule, images: Sequence[Tensor], space: Space) -> dict[str, SiteErrors]:

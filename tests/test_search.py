@@ -165,7 +165,7 @@ def test_errors_fall_with_bits_and_vanish_in_floating_point() -> None:
     errors = measure_errors(graph, images, space)
     assert fingerprint(model) == before
     assert all(parameter.requires_grad for parameter in graph.parameters())
-    for measure in ("both", "loss", "output"):
+    for measure in ("both", "loss", "output", "weighted"):
         at = [errors["block.conv1"].of(Shape(), LayerPlan(None, None, b, b), measure) for b in (2, 4, 8, None)]
         assert at == sorted(at, reverse=True)
         assert at[-1] == 0
@@ -253,7 +253,7 @@ def test_a_plan_that_was_edited_does_not_explain_itself() -> None:
 def test_refusals() -> None:
     model = randomized(ResidualNet(16))
     with pytest.raises(
-        PreconditionError, match=r"measure must be one or several of 'both', 'loss', 'output', found 'L2'"
+        PreconditionError, match=r"measure must be one or several of 'both', 'loss', 'output', 'weighted', found 'L2'"
     ):
         fxfactor.search(model, _images(), Budget(bops=0.05), measure="L2")  # type: ignore[arg-type]
     with pytest.raises(PreconditionError, match="found an empty loader"):
