@@ -45,7 +45,7 @@ def search(
     join_bits: Bits = 8,
     keep: Iterable[str] = (),
     measure: Measure | Sequence[Measure] = "both",
-    images: int = 256,
+    images: int = 512,
     finn: bool = False,
 ) -> Plan:
     """Find the plan that loses least under a budget: groups, mid, weight bits and activation bits of every layer.

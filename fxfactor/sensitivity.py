@@ -88,7 +88,7 @@ def measure_errors(graph: GraphModule, images: Sequence[Tensor], space: Space) -
     if len(together) < 2:
         raise PreconditionError(
             f"a search needs at least 2 images, found {len(together)}: factors are fitted to one half, judged on the "
-            "other; 256 are a good number"
+            "other; 512 are a good number"
         )
     frozen = {name: parameter.requires_grad for name, parameter in graph.named_parameters()}
     graph.requires_grad_(False)

@@ -249,8 +249,10 @@ def test_a_worker_that_dies_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(_explore(tmp_path / "state", metric=die).candidates) == 6
 
 
-def test_ray_finds_what_one_process_finds(tmp_path: Path) -> None:
+def test_ray_finds_what_one_process_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ray = pytest.importorskip("ray")
+    here = str(Path(__file__).parent)  # its workers import this file and the networks beside it
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH")))))
     alone = _explore(tmp_path / "alone")
     try:
         found = _explore(tmp_path / "together", workers=2, engine="ray")
