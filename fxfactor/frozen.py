@@ -43,7 +43,7 @@ def freeze(qmodel: GraphModule) -> GraphModule:
             replaced[id(module)] = _rounding(module)
         elif is_quantized_layer(module):
             replaced[id(module)] = _plain(module)
-    return cast(GraphModule, copy.deepcopy(qmodel, replaced).eval().requires_grad_(False))
+    return copy.deepcopy(qmodel, replaced).eval().requires_grad_(False)
 
 
 def _rounding(quantizer: nn.Module) -> Rounding:

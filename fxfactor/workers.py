@@ -33,14 +33,15 @@ def run_local(setup: Setup, tasks: list[Task], workers: int) -> Iterator[Step]:
             processes[mine] = process
         working = set(processes)
         while working:
-            for connection in wait(list(working)):
+            for ready in wait(list(working)):
+                connection: Any = ready
                 message = _receive(connection, processes[connection])
                 if message is not None:
                     yield message
                 elif left:
-                    connection.send(left.pop(0))  # type: ignore[union-attr]
+                    connection.send(left.pop(0))
                 else:
-                    connection.send(None)  # type: ignore[union-attr]
+                    connection.send(None)
                     working.remove(connection)
     finally:
         for connection, process in processes.items():
