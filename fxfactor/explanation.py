@@ -107,7 +107,7 @@ class Explanation:
         table = Table(
             header_style="bold", row_styles=["", "dim"], box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
         )
-        table.add_column("site", overflow="fold")
+        table.add_column("site", no_wrap=True)
         table.add_column("choice")
         for name in (cost, "share", "loss", "share"):
             table.add_column(name, justify="right", no_wrap=True)
