@@ -39,7 +39,16 @@ def given() -> dict[str, object]:
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)),
     ).eval()
     images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    return {"__name__": "__main__", "fxfactor": fxfactor, "model": model, "images": images, "loader": images.split(1)}
+    return {
+        "__name__": "__main__",
+        "fxfactor": fxfactor,
+        "model": model,
+        "images": images,
+        "loader": images.split(1),
+    } | {
+        "train": images.split(2),
+        "validation": [(images, model(images).argmax(1))],
+    }
 
 
 @pytest.mark.parametrize("code", blocks("python"))
