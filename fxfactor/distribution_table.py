@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -203,32 +203,56 @@ class Distributions:
             ) from error
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        narrow = options.max_width < WIDE
         for variant in self.variants:
-            yield self._table(variant)
-        yield f"{self.images} images; error of a layer alone and accumulated: ‖ŷ − y‖/‖y‖ at its output"
+            yield self._table(variant, NARROW if narrow else tuple(_CELLS))
+        more = f"; {len(_CELLS)} columns from {WIDE} characters on, all in to_csv and to_json" if narrow else ""
+        yield f"{self.images} images; error of a layer alone and accumulated: ‖ŷ − y‖/‖y‖ at its output{more}"
 
-    def _table(self, variant: str) -> Table:
+    def _table(self, variant: str, heads: tuple[str, ...]) -> Table:
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
 
         table = Table(title=variant, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        heads = ("site", "tensor", "bits", "min", "max", "std", "channel ratio", "SQNR dB", "KL", "clipped", "levels",
-                 "dead", "alone", "accumulated")  # fmt: skip
         for head in heads:
-            table.add_column(head, justify="left" if head in ("site", "tensor") else "right")
+            left = head in ("site", "tensor")
+            table.add_column(head, justify="left" if left else "right", overflow="fold", no_wrap=not left)
         for row in self.where(variant=variant):
-            values = (row.min, row.max, row.std, row.channel_range_ratio, row.sqnr_db, row.kl)
-            shares = (row.clipped, row.levels_used)
-            dead = row.dead_channels if row.dead_after is None else row.dead_after
-            errors = (row.layer_error, row.accumulated_error)
-            table.add_row(
-                row.site, row.tensor, "–" if row.bits is None else str(row.bits),
-                *("" if x is None else f"{x:.3g}" for x in values),
-                *("" if x is None else f"{x:.1%}" for x in shares),
-                str(dead) if dead else "",
-                *("" if x is None else f"{x:.1%}" for x in errors),
-            )  # fmt: skip
+            table.add_row(*(_CELLS[head](row) for head in heads))
         return table
+
+
+WIDE = 126
+"""Characters that all columns of the printed table need."""
+
+NARROW = ("site", "tensor", "bits", "ratio", "SQNR dB", "clipped", "alone", "sum")
+"""Columns that are printed on a terminal that is not that wide."""
+
+_CELLS: dict[str, Callable[[Distribution], str]] = {
+    "site": lambda row: row.site,
+    "tensor": lambda row: row.tensor,
+    "bits": lambda row: "–" if row.bits is None else str(row.bits),
+    "min": lambda row: _number(row.min),
+    "max": lambda row: _number(row.max),
+    "std": lambda row: _number(row.std),
+    "ratio": lambda row: _number(row.channel_range_ratio),
+    "SQNR dB": lambda row: _number(row.sqnr_db),
+    "KL": lambda row: _number(row.kl),
+    "clipped": lambda row: _share(row.clipped),
+    "levels": lambda row: _share(row.levels_used),
+    "dead": lambda row: str((row.dead_channels if row.dead_after is None else row.dead_after) or ""),
+    "alone": lambda row: _share(row.layer_error),
+    "sum": lambda row: _share(row.accumulated_error),
+}
+"""The printed table: ratio is that of channel ranges to the layer's, sum the accumulated error."""
+
+
+def _number(x: float | None) -> str:
+    return "" if x is None else f"{x:.3g}"
+
+
+def _share(x: float | None) -> str:
+    return "" if x is None else f"{x:.1%}"
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:
