@@ -22,7 +22,8 @@ def ranges(table: Distributions, tensor: str = "output", variants: Sequence[str]
     """Where the values of one tensor lie, layer by layer, a panel for the original and one for every variant.
 
     Thin line: smallest to largest value. Bar: 1st to 99th percentile; dark bar: the middle half; dot: median. Orange dashes
-    are the ends of the quantizer's grid: what lies beyond is clipped.
+    are the ends of the quantizer's grid: what lies beyond is clipped. Where one layer dwarfs the others the scale is
+    logarithmic beyond the median standard deviation, and the label says so.
     """
     shown = [name for name in (ORIGINAL, *(variants or table.variants)) if table.where(variant=name, tensor=tensor)]
     rows = [row for name in shown for row in table.where(variant=name, tensor=tensor)]
@@ -36,12 +37,15 @@ def ranges(table: Distributions, tensor: str = "output", variants: Sequence[str]
                 _range_bar(axis, names.index(row.site), row)
             axis.axhline(0, color=BEFORE, linewidth=0.5)
             axis.set_title(variant)
+        scale = ""
         widths = [max(abs(row.min), abs(row.max)) for row in rows if row.dynamic_range > 0]
         if widths and max(widths) > 4 * float(np.median(widths)):
-            _logarithmic(axes[0, 0], max(widths), float(np.median([row.std for row in rows if row.std > 0])))
+            linear_to = float(np.median([row.std for row in rows if row.std > 0]))
+            _logarithmic(axes[0, 0], max(widths), linear_to)
+            scale = f"\nlogarithmic beyond ±{linear_to:.2g}"
             axes[0, 0].set_ylim(1.3 * min(0.0, *(row.min for row in rows)), 1.3 * max(0.0, *(row.max for row in rows)))
         label_sites(axes[-1, 0], names)
-        figure.supylabel(f"{tensor}: min–max, 1–99 %, 25–75 %", fontsize=8.5)
+        figure.supylabel(f"{tensor}: min–max, 1–99 %, 25–75 %{scale}", fontsize=8.5)
     return figure
 
 
