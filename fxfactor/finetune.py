@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fxfactor.calibrate import inputs_of
 from fxfactor.errors import FxfactorError, PreconditionError
 from fxfactor.fused import fused_quantizers
+from fxfactor.graph import is_quantizer
 from fxfactor.progress import track
 from fxfactor.reconstruct import Augment, Matching, as_graph, channels_last, cosine
 
@@ -83,6 +84,37 @@ def finetune(
     for module, mode in modes.items():
         module.training = mode
     return report
+
+
+def continue_from(model: GraphModule, trained: GraphModule) -> GraphModule:
+    """Give `model` the weights, biases and batch norms of `trained`, in place, and return it.
+
+    For training by stages, say at 8 bits and then at 4: both are the same network with the same factors, one of them
+    quantized or both, to whatever bits. Activation ranges stay those of `model`; `fxfactor.calibrate` sets them anew.
+
+    >>> qmodel = continue_from(fxfactor.transform(model, level=3, bits=4), trained_at_8_bits)  # doctest: +SKIP
+    >>> fxfactor.calibrate(qmodel, loader)  # doctest: +SKIP
+
+    Raises PreconditionError where a layer of one has no counterpart of the same shape in the other.
+    """
+    wanted, given = _layer_tensors(model), _layer_tensors(trained)
+    for name in sorted(wanted.keys() | given.keys()):
+        shapes = [None if tensor is None else tuple(tensor.shape) for tensor in (wanted.get(name), given.get(name))]
+        if shapes[0] != shapes[1]:
+            raise PreconditionError(
+                f"{name!r} has shape {shapes[0]} in the model and {shapes[1]} in the trained one (None: it is not there); "
+                "continue_from needs two networks with the same factors: transform the same model with the same levels"
+            )
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(given[name])
+    return model
+
+
+def _layer_tensors(graph: GraphModule) -> dict[str, Tensor]:
+    """What the state dict holds, without the scales of activation quantizers."""
+    quantizers = tuple(f"{path}." for path, module in graph.named_modules() if is_quantizer(module))
+    return {name: tensor for name, tensor in graph.state_dict().items() if not name.startswith(quantizers)}
 
 
 class _Task(nn.Module):

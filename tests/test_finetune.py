@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fxfactor
 from fxfactor.errors import FxfactorError, PreconditionError
-from fxfactor.finetune import finetune
+from fxfactor.finetune import continue_from, finetune
 
 
 def images() -> Tensor:
@@ -60,6 +60,26 @@ def test_labels_can_be_added_to_the_teacher():
     first = finetune(with_labels, loader(), teacher=model(), epochs=1, label_weight=1.0)
     second = finetune(without, loader(), teacher=model(), epochs=1)
     assert first[0].loss > second[0].loss
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+def test_lower_bits_continue_from_what_was_trained(bits):
+    trained, lower = compressed(bits), compressed(4)
+    finetune(trained, loader(), epochs=2, learning_rate=1e-2)
+    ranges = {name: value.clone() for name, value in lower.state_dict().items() if "scaling_impl" in name}
+    assert continue_from(lower, trained) is lower
+    found, wanted = lower.state_dict(), trained.state_dict()
+    assert ranges and all(torch.equal(found[name], value) for name, value in ranges.items())
+    shared = found.keys() - ranges.keys()
+    assert {name.rsplit(".", 1)[-1] for name in shared} >= {"weight", "bias", "running_mean"}
+    assert all(torch.equal(found[name], wanted[name]) for name in shared)
+    assert not torch.equal(found["3.pointwise.weight"], compressed(4).state_dict()["3.pointwise.weight"])
+
+
+def test_networks_with_other_factors_do_not_continue():
+    other = fxfactor.transform(model(), level=1, bits=4, example_inputs=images()[:1])
+    with pytest.raises(PreconditionError, match=r"'3\.spatial\.weight' has shape \(8, 2, 3, 3\).* and \(8, 4, 3, 3\)"):
+        continue_from(compressed(), other)
 
 
 class Broken(Exception):

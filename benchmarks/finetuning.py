@@ -1,0 +1,146 @@
+"""Fine-tuning of compressed CIFAR-10 networks: accuracy on 1,000 test images before and after each stage.
+
+    python benchmarks/finetuning.py                                  # level 3: 8 bits trained, then 4 bits from there
+    python benchmarks/finetuning.py --stages 4:6 --level 2           # 4 bits at once, six epochs
+    python benchmarks/finetuning.py --stages 32:2 4:4                # in floating point first
+    python benchmarks/finetuning.py --hold-out --images 6400         # choose settings: 2,000 training images are kept back
+
+A stage is BITS:EPOCHS (32: floating point); each starts from the weights of the stage before. Data: ../shared/data (see
+there); all 20,000 training images, the original network as teacher, no labels unless --label-weight. With --out, every
+epoch is kept in that folder and a second call goes on from there; --stop-after ends the run after a stage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils.data import DataLoader, TensorDataset
+
+import fxfactor
+from fxfactor.finetune import continue_from, finetune
+from fxfactor.passes import FactorizeDepth, Quantize
+from fxfactor.reconstruct import flip_and_shift
+from fxfactor.statistics import fit_to_outputs
+
+HERE = Path(__file__).resolve().parent
+Row = dict[str, Any]
+Images = tuple[Tensor, Tensor]
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, images: Images) -> float:
+    """Top-1 in per cent."""
+    predicted = torch.cat([model(batch).argmax(1) for batch in images[0].split(200)])
+    return 100 * float((predicted == images[1]).double().mean())
+
+
+def standard_error(percent: float, count: int) -> float:
+    """Binomial standard error of an accuracy, in points."""
+    return (percent * (100 - percent) / count) ** 0.5
+
+
+def steps_of(
+    model: nn.Module, train: Images, calibration: list[Tensor], options: argparse.Namespace
+) -> Iterator[tuple[str, GraphModule]]:
+    """The network after each step, with the step's name."""
+    original = fxfactor.capture(model, train[0][:1])
+    factorized = FactorizeDepth(level=options.level)(original).graph
+    if options.level != 0:
+        fit_to_outputs(original, factorized, calibration)
+        yield "fitted to outputs, fp32", factorized
+    graph = factorized
+    for number, (bits, epochs) in enumerate(options.stages):
+        if bits < 32:
+            graph = Quantize(bits, bits)(factorized).graph
+            if number:
+                continue_from(graph, factorized)
+            graph = fxfactor.calibrate(graph, calibration)
+            yield f"W{bits}A{bits}, calibrated", graph
+        torch.manual_seed(options.seed)
+        finetune(
+            graph, DataLoader(TensorDataset(*train), batch_size=options.batch_size, shuffle=True, drop_last=True),
+            teacher=model, epochs=epochs, augment=flip_and_shift, seed=options.seed, learning_rate=options.learning_rate,
+            label_weight=options.label_weight, checkpoint=options.out and options.out / f"{number}-{bits}bits",
+        )  # fmt: skip
+        yield f"{'fp32' if bits == 32 else f'W{bits}A{bits}'}, fine-tuned for {epochs} epochs", graph
+        continue_from(factorized, graph)
+
+
+def measure(options: argparse.Namespace, realdata: Any) -> Iterator[Row]:
+    train, judged = realdata.cifar10("train"), realdata.cifar10("test")
+    calibration = list(train[0][: options.calibration].split(64))
+    if options.hold_out:
+        judged = train[0][1000:3000], train[1][1000:3000]
+        train = tuple(torch.cat([part[:1000], part[3000:]]) for part in train)
+    train = tuple(part[: options.images] for part in train)
+    model = realdata.cifar_resnet(options.depth)
+    base = {"network": f"ResNet-{options.depth}", "level": options.level, "images": len(train[0]),
+            "learning_rate": options.learning_rate, "batch_size": options.batch_size, "seed": options.seed,
+            "label_weight": options.label_weight, "judged_on": len(judged[0])}  # fmt: skip
+    yield {**base, "step": "original, fp32", "accuracy": accuracy(model, judged), "cpu_seconds": 0.0}
+    start = time.process_time()
+    for step, graph in steps_of(model, train, calibration, options):
+        seconds = time.process_time() - start
+        yield {**base, "step": step, "accuracy": accuracy(graph, judged), "cpu_seconds": round(seconds, 1)}
+        if options.stop_after is not None and step.startswith(options.stop_after) and "fine-tuned" in step:
+            return
+        start = time.process_time()
+
+
+def _stage(text: str) -> tuple[int, int]:
+    bits, epochs = text.split(":")
+    return int(bits), int(epochs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
+    parser.add_argument("--depth", type=int, default=20, help="20 or 32")
+    parser.add_argument("--level", default="3")
+    parser.add_argument("--stages", type=_stage, nargs="+", default=[(8, 2), (4, 4)], metavar="BITS:EPOCHS")
+    parser.add_argument("--stop-after", metavar="W8A8", help="end after fine-tuning at these bits")
+    parser.add_argument("--learning-rate", type=float, default=5e-3)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--label-weight", type=float, default=0.0)
+    parser.add_argument("--images", type=int, default=20_000, help="how many of the training images")
+    parser.add_argument("--calibration", type=int, default=256, help="training images for factors and ranges")
+    parser.add_argument(
+        "--hold-out", action="store_true", help="judge on 2,000 training images that are not trained on"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="folder for checkpoints and rows.jsonl")
+    options = parser.parse_args()
+    options.level = options.level if options.level == "depthwise" else int(options.level)
+    if not options.data.exists():
+        raise SystemExit(f"{options.data} is not there: pass --data, the folder with realdata.py, cifar10 and weights")
+    torch.set_num_threads(options.threads)
+    sys.path.insert(0, str(options.data))
+    import realdata
+
+    table = Table("network", "level", "step", "held out %" if options.hold_out else "test %", "± s.e.", "CPU s")
+    for row in measure(options, realdata):
+        print(json.dumps(row), file=sys.stderr, flush=True)
+        if options.out is not None:
+            options.out.mkdir(parents=True, exist_ok=True)
+            with open(options.out / "rows.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        error = standard_error(row["accuracy"], row["judged_on"])
+        cells = row["network"], row["level"], row["step"], f"{row['accuracy']:.1f}", f"{error:.1f}", row["cpu_seconds"]
+        table.add_row(*map(str, cells))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
