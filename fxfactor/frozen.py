@@ -42,7 +42,7 @@ def freeze(qmodel: GraphModule) -> GraphModule:
         if is_quantizer(module):
             replaced[id(module)] = _rounding(module)
         elif is_quantized_layer(module):
-            replaced[id(module)] = _plain(module)
+            replaced[id(module)] = plain_layer(module, cast(Any, module).quant_weight().value.detach().clone())
     return copy.deepcopy(qmodel, replaced).eval().requires_grad_(False)
 
 
@@ -54,14 +54,14 @@ def _rounding(quantizer: nn.Module) -> Rounding:
     return Rounding(scale.detach().clone(), low, high)
 
 
-def _plain(layer: nn.Module) -> nn.Module:
-    """A layer of the plain class, with the rounded weight, so that nothing of Brevitas stays behind."""
+def plain_layer(layer: nn.Module, weight: Tensor) -> nn.Module:
+    """A Brevitas layer's plain class, with the rounded weight, so that nothing of Brevitas stays behind."""
     kind = next(each for each in type(layer).__mro__ if each.__module__.startswith("torch.nn.modules"))
     with torch.device("meta"):
         plain = nn.Linear(1, 1) if kind is nn.Linear else cast(Any, kind)(1, 1, 1)
     for name in vars(plain).keys() - {"_parameters", "_buffers", "_modules"}:
         setattr(plain, name, copy.copy(getattr(layer, name)))
-    plain.weight = nn.Parameter(cast(Any, layer).quant_weight().value.detach().clone())
+    plain.weight = nn.Parameter(weight)
     bias = cast("Tensor | None", layer.bias)
     plain.bias = None if bias is None else nn.Parameter(bias.detach().clone())
     return cast(nn.Module, plain)

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load as load_tensors
@@ -22,12 +22,13 @@ from torch.fx import GraphModule
 
 from fxfactor.calibrate import calibrate, count_activations, set_ranges
 from fxfactor.capture import capture
-from fxfactor.cost import cost
+from fxfactor.cost import Cost, cost
 from fxfactor.frozen import freeze
 from fxfactor.graph import sites
 from fxfactor.passes import FactorizeDepth, Quantize
 from fxfactor.pipeline import Pipeline
 from fxfactor.plan import Level, Plan
+from fxfactor.precision import LEAST_BITS, MOST_BITS, Precisions
 from fxfactor.ranges import Histogram
 from fxfactor.statistics import fit_to_outputs
 from fxfactor.store import Candidate
@@ -68,6 +69,7 @@ class LevelState:
 
     graph: GraphModule
     histograms: dict[str, Histogram] = field(default_factory=dict)
+    precisions: Precisions | None = None
 
     def to_bytes(self) -> bytes:
         """The tensors as safetensors."""
@@ -139,7 +141,13 @@ class Walk:
     def _count(self, state: LevelState, level: Level, bits: Sequence[BitPair]) -> None:
         """What enters every quantizer, with 8-bit weights whatever bits are asked for, so that more may be asked later."""
         if any(pair[1] is not None for pair in bits):
-            state.histograms = count_activations(self._quantized(state, level, (8, 8)), self.setup.images)
+            state.histograms = count_activations(self._precisions(state, level).network, self.setup.images)
+
+    def _precisions(self, state: LevelState, level: Level) -> Precisions:
+        if state.precisions is None:
+            fewest, most = (self._quantized(state, level, (bits, bits)) for bits in (LEAST_BITS, MOST_BITS))
+            state.precisions = Precisions(fewest, most)
+        return state.precisions
 
     def _plan(self, level: Level, pair: BitPair) -> Plan:
         return Plan.uniform(self.original, level, *pair, self.setup.boundary_bits, self.setup.keep)
@@ -154,20 +162,23 @@ class Walk:
         seed_from(level, pair)
         changed = None
         try:
-            qmodel = self._quantized(state, level, pair).eval()
-            if self.setup.finetune is not None:
-                if pair[1] is not None:
-                    calibrate(qmodel, self.setup.images)
-                self.setup.finetune(qmodel, self.original)
-                qmodel.eval()
-                _carry_over(qmodel, state.graph)
-                changed = state.to_bytes()
-            elif state.histograms and pair[1] is not None:
-                set_ranges(qmodel, state.histograms)
-            value = float(self.setup.metric(freeze(qmodel), self.setup.validation))
+            if self.setup.finetune is None and state.histograms and None not in pair:
+                network, total = self._between(state, level, pair)
+            else:
+                qmodel = self._quantized(state, level, pair).eval()
+                if self.setup.finetune is not None:
+                    if pair[1] is not None:
+                        calibrate(qmodel, self.setup.images)
+                    self.setup.finetune(qmodel, self.original)
+                    qmodel.eval()
+                    _carry_over(qmodel, state.graph)
+                    changed = state.to_bytes()
+                elif state.histograms and pair[1] is not None:
+                    set_ranges(qmodel, state.histograms)
+                network, total = freeze(qmodel), cost(qmodel)
+            value = float(self.setup.metric(network, self.setup.validation))
         except Exception as error:  # the user's metric and fine-tuning may raise anything; it is written down
             return _failed(level, pair, error, time.perf_counter() - started), changed
-        total = cost(qmodel)
         bad = not math.isfinite(value)
         row = Candidate(
             level=str(level),
@@ -183,6 +194,15 @@ class Walk:
             plan=self._plan(level, pair).to_json(),
         )
         return row, changed
+
+    def _between(self, state: LevelState, level: Level, pair: BitPair) -> tuple[GraphModule, Cost]:
+        """The network for evaluation at `pair` and what it costs, without building it of Brevitas layers if possible."""
+        plan, precisions = self._plan(level, pair), self._precisions(state, level)
+        bits = cast(int, pair[1])
+        if precisions.alike:
+            return precisions.frozen(plan, bits, state.histograms), precisions.cost(plan, bits)
+        qmodel = set_ranges(self._quantized(state, level, pair).eval(), state.histograms)
+        return freeze(qmodel), cost(qmodel)
 
 
 def _failed(level: Level, pair: BitPair, error: Exception, seconds: float) -> Candidate:
