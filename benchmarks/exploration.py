@@ -16,6 +16,7 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,15 +24,17 @@ from typing import Any
 import torch
 
 import fxfactor
+from fxfactor.candidates import best_plan, candidates, distance
 from fxfactor.frozen import freeze
 from fxfactor.options import Space, space_of
 from fxfactor.plan import Plan
-from fxfactor.search import BITS, LEVELS, best_plan, distance
+from fxfactor.search import BITS, LEVELS
 from fxfactor.sensitivity import measure_errors
 from fxfactor.walk import top1
 
 GRID_BITS = (2, 3, 4, 6, 8)
 BUDGETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.25)
+COMPARED = ("both", "output", "weighted")
 
 
 class Clock:
@@ -102,38 +105,63 @@ def grid(data: Cifar, levels: range, bits: tuple[int, ...]) -> None:
     print(f"hypervolume: walked {mine:.4g}, from scratch {theirs:.4g}, ratio {mine / theirs:.4f}")
 
 
+class Judge:
+    """Distance of a plan's network from the original on training images, and its test accuracy; each measured once."""
+
+    def __init__(self, data: Cifar) -> None:
+        self.data = data
+        self.distances: dict[str, float] = {}
+        self.accuracies: dict[str, float] = {}
+
+    def distance(self, plan: Plan) -> float:
+        key = replace(plan, explanation=None).to_json()
+        if key not in self.distances:
+            self.distances[key] = distance(self.data.model, plan, self.data.choosing)
+        return self.distances[key]
+
+    def accuracy(self, plan: Plan) -> float:
+        key = replace(plan, explanation=None).to_json()
+        if key not in self.accuracies:
+            self.accuracies[key] = self.data.accuracy(plan)
+        return self.accuracies[key]
+
+    def best(self, plans: Sequence[Plan]) -> tuple[float, float]:
+        """Test accuracy and distance of the plan of least distance."""
+        plan = min(plans, key=self.distance)
+        return self.accuracy(plan), self.distance(plan)
+
+
 def budgets(data: Cifar, shares: tuple[float, ...], measures: tuple[Any, ...]) -> None:
-    """Accuracy under a budget of BOPs: searched, best uniform, mixed precision without factorization."""
+    """Accuracy under a budget of BOPs: searched, by the program alone, best uniform, mixed precision without factors."""
     graph = fxfactor.capture(data.model, data.calibration[0][:1]).eval()
     space = space_of(graph, LEVELS, BITS)
     clock = Clock()
     errors = measure_errors(graph, data.calibration, space)
-    print(f"sensitivity: {clock}", flush=True)
+    print(f"sensitivity: {clock}; fp32 {top1(graph, data.test)}", flush=True)
+    judge = Judge(data)
     whole = replace(space, shapes={name: shapes[:1] for name, shapes in space.shapes.items()})
     for share in shares:
-        limits = fxfactor.Budget(bops=share).limits(space.whole)
-        row: dict[str, Any] = {"budget": share, "fp32": top1(graph, data.test)}
-        for name, within in (("searched", space), ("mixed precision, whole", whole)):
-            solved = Clock()
-            plans = [best_plan(within, errors, limits, measure, 8) for measure in measures]
-            row[f"{name}, solve s"] = round(solved.wall_seconds, 1)
-            scores = [distance(data.model, plan, data.choosing) for plan in plans]
-            best = min(range(len(plans)), key=scores.__getitem__)
-            row[f"{name}, measure"], row[name] = measures[best], data.accuracy(plans[best])
-            if name == "searched":
-                row["each measure"] = {m: data.accuracy(plan) for m, plan in zip(measures, plans, strict=True)}
-        row["uniform"], row["uniform plan"] = _best_uniform(data, space, limits["bops"])
+        limits, row = fxfactor.Budget(bops=share).limits(space.whole), {"budget": share}
+        solving = Clock()
+        found = candidates(space, errors, limits, measures, 8)
+        row["solve s"] = round(solving.wall_seconds, 1)
+        chosen = min(found, key=judge.distance)
+        row["searched"], row["of"] = judge.best(found), len(found)
+        row["pieces"] = sum(layer.groups is not None for layer in chosen.layers.values())
+        row["program alone, both"] = judge.best([best_plan(space, errors, limits, "both", 8)])
+        try:
+            row["mixed precision, whole"] = judge.best([best_plan(whole, errors, limits, each, 8) for each in measures])
+        except fxfactor.PreconditionError:
+            row["mixed precision, whole"] = "none fits"
+        uniform = dict(_uniform(data, space, limits["bops"]))
+        row["uniform"] = judge.best(list(uniform.values()))
+        row["uniform plan"] = min(uniform, key=lambda name: judge.distance(uniform[name]))
         print(json.dumps(row), flush=True)
 
 
-def _best_uniform(data: Cifar, space: Space, most: float) -> tuple[float, str]:
-    """The uniform plan within the budget that is closest to the original on training images, and its test accuracy.
-
-    Any pair of weight and activation bits; per level the dearest pair that fits is tried, and tensors that enter
-    additions get 8 bits as in a searched plan.
-    """
+def _uniform(data: Cifar, space: Space, most: float) -> Iterator[tuple[str, Plan]]:
+    """Of every level the dearest uniform plan within the budget, with 8 bits where tensors are added as in a searched plan."""
     graph = fxfactor.capture(data.model, data.calibration[0][:1]).eval()
-    tried = []
     for level in range(7):
         fitting = []
         for weight in BITS:
@@ -145,12 +173,8 @@ def _best_uniform(data: Cifar, space: Space, most: float) -> tuple[float, str]:
                 )
                 if bops <= most:
                     fitting.append((bops, -abs(weight - activation), f"level {level}, {weight}/{activation}", plan))
-        tried.extend(sorted(fitting, key=lambda each: each[:2])[-1:])
-    scored = [(distance(data.model, plan, data.choosing), name, plan) for _, _, name, plan in tried]
-    if not scored:
-        return float("nan"), "none fits"
-    _, name, plan = min(scored, key=lambda each: each[0])
-    return data.accuracy(plan), name
+        if fitting:
+            yield sorted(fitting, key=lambda each: each[:2])[-1][2:]
 
 
 def resnet50(images: int) -> None:
@@ -186,7 +210,7 @@ def main() -> None:
     if options.what == "grid":
         grid(Cifar(options.data), range(options.levels), tuple(options.bits))
     elif options.what == "budgets":
-        budgets(Cifar(options.data), tuple(options.budgets), ("both", "loss", "output", "weighted"))
+        budgets(Cifar(options.data), tuple(options.budgets), COMPARED)
     else:
         resnet50(options.images)
 

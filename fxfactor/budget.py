@@ -9,13 +9,14 @@ from dataclasses import dataclass, fields
 from fxfactor.errors import PreconditionError
 
 SOFTWARE = ("macs", "bops", "weight_bits")
-HARDWARE = ("lut", "bram", "cycles")
+HARDWARE = ("lut", "bram", "dsp", "cycles")
 UNITS = {
     "macs": "MACs",
     "bops": "BOPs",
     "weight_bits": "bits of weights",
     "lut": "look-up tables",
     "bram": "18 kbit block RAMs",
+    "dsp": "DSP slices",
     "cycles": "cycles per frame",
 }
 
@@ -25,8 +26,9 @@ class Budget:
     """Upper limits on what a network costs for one image; None where there is none.
 
     An int, or a float above 1, is an absolute number: MACs, BOPs (MACs · weight bits · activation bits), bits of weights,
-    FINN's look-up tables and 18 kbit block RAMs, cycles per frame of the slowest layer. A float of at most 1 is a share:
-    for macs, bops and weight_bits of the network in one piece at 32 bits, for lut and bram of what the board has.
+    FINN's look-up tables, 18 kbit block RAMs and DSP slices, cycles per frame of the slowest layer. A float of at most 1
+    is a share: for macs, bops and weight_bits of the network in one piece at 32 bits, for lut, bram and dsp of what the
+    board has.
 
     >>> Budget(bops=0.05)
     Budget(bops=0.05)
@@ -37,6 +39,7 @@ class Budget:
     weight_bits: float | None = None
     lut: float | None = None
     bram: float | None = None
+    dsp: float | None = None
     cycles: float | None = None
 
     def __post_init__(self) -> None:

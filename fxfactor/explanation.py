@@ -41,7 +41,8 @@ class Explanation:
     """What `Plan.explain()` gives; print it with rich, or as text.
 
     measure: what the losses are (`fxfactor.sensitivity`). budget: the limits, absolute. totals: what the plan takes of
-    each. whole: the same for the network in one piece at 32 bits, or for what the board has.
+    each. whole: the same for the network in one piece at 32 bits, or for what the board has. target: which board, at what
+    speed; its totals are FINN's estimate of the whole network, costs of layers are those of their own hardware.
     """
 
     measure: str
@@ -49,11 +50,12 @@ class Explanation:
     totals: Mapping[str, float]
     whole: Mapping[str, float]
     layers: Mapping[str, SiteExplanation]
+    target: str = ""
 
     @property
     def tightest(self) -> str:
-        """The budget that is used up most."""
-        return max(self.budget, key=lambda name: self.totals[name] / self.budget[name])
+        """The budget that is used up most; cycles, which do not add up, only where there is no other."""
+        return tightest(self.budget, self.totals)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries and numbers, for JSON."""
@@ -73,7 +75,14 @@ class Explanation:
                 )
                 for site, entry in entries["layers"].items()
             }
-            return cls(entries["measure"], entries["budget"], entries["totals"], entries["whole"], layers)
+            return cls(
+                entries["measure"],
+                entries["budget"],
+                entries["totals"],
+                entries["whole"],
+                layers,
+                entries.get("target", ""),
+            )
         except (KeyError, TypeError, AttributeError) as error:
             raise PreconditionError(
                 f"the plan's explanation is damaged ({type(error).__name__}: {error}); delete it from the JSON, the plan is "
@@ -89,6 +98,8 @@ class Explanation:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self._table()
+        if self.target:
+            yield self.target
         for name, limit in self.budget.items():
             used = self.totals[name]
             share = f" ({used / self.whole[name]:.2%} of {self.whole[name]:,.0f})" if self.whole.get(name) else ""
@@ -126,6 +137,12 @@ class Explanation:
                 *(_describe_step(step) for step in (each.finer, each.coarser)),
             )
         return table
+
+
+def tightest(limits: Mapping[str, float], totals: Mapping[str, float]) -> str:
+    """The limit that is used up most; cycles, which do not add up, only where there is no other."""
+    summed = [name for name in limits if name != "cycles"] or list(limits)
+    return max(summed, key=lambda name: totals[name] / limits[name])
 
 
 LOSSES = {

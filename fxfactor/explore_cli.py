@@ -126,8 +126,19 @@ def search(
         Any, typer.Option(parser=parse_levels, metavar="LEVELS", help="0-6 or 0,2,depthwise")
     ] = "0-6,depthwise",
     bits: Annotated[Any, typer.Option(parser=parse_bits, metavar="BITS", help="2,3,4,8")] = "2,3,4,5,6,8",
+    lut: Annotated[float | None, typer.Option(help="Budget of look-up tables; up to 1: share of the board.")] = None,
+    bram: Annotated[float | None, typer.Option(help="Budget of 18 kbit block RAMs; up to 1: share.")] = None,
+    dsp: Annotated[float | None, typer.Option(help="Budget of DSP slices; up to 1: share.")] = None,
     keep: Keep = None,
     finn: Annotated[bool, typer.Option("--finn", help="Only groups that FINN can build with few branches.")] = False,
+    board: Annotated[
+        str | None, typer.Option(help="Board that the network shall fit, say ZCU104; needs finn-plus.")
+    ] = None,
+    target_fps: Annotated[int, typer.Option(min=1, help="Frames per second on the board.")] = 1000,
+    clock_ns: Annotated[float, typer.Option(help="Clock period on the board in nanoseconds.")] = 5.0,
+    python: Annotated[
+        Path | None, typer.Option(help="Interpreter of an environment with finn-plus.", metavar="FILE")
+    ] = None,
     output: Annotated[
         Path,
         typer.Option("--output", "-o", help="Plan to write, for [bold]fxfactor transform --plan[/].", metavar="FILE"),
@@ -138,6 +149,8 @@ def search(
     [bold]Examples[/]
 
       fxfactor search my.nets:small --weights small.pth --images train.npy --bops 0.01
+
+      fxfactor search my.nets:small --images train.npy --board Pynq-Z2 --lut 0.6 --target-fps 500
 
       fxfactor transform my.nets:small --weights small.pth --plan plan.json --calibration train.npy -o small-searched
     """
@@ -152,11 +165,15 @@ def search(
     plan = find(
         _named_model(source, weights),
         _batches(images),
-        Budget(bops=bops, macs=macs, weight_bits=weight_bits),
+        Budget(bops=bops, macs=macs, weight_bits=weight_bits, lut=lut, bram=bram, dsp=dsp),
         levels=levels,
         bits=bits,
         keep=tuple(keep or ()),
         finn=finn,
+        board=board,
+        target_fps=target_fps,
+        clock_ns=clock_ns,
+        python=python,
     )
     show(plan.explain())
     plan.save(output)

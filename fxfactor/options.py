@@ -48,7 +48,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Space:
-    """What a search may choose: the shapes and bits of every site, MACs and weights of each, and who shares bits."""
+    """What a search may choose: the shapes and bits of every site, MACs and weights of each, and who shares bits.
+
+    whole: costs of the network in one piece at 32 bits, and what the board has. hardware: FINN's costs of every choice.
+    """
 
     shapes: Mapping[str, tuple[Shape, ...]]
     weight_bits: Mapping[str, tuple[Bits, ...]]
@@ -57,6 +60,7 @@ class Space:
     macs: Mapping[str, Mapping[Shape, int]]
     weights: Mapping[str, Mapping[Shape, int]]
     whole: Mapping[str, float] = field(default_factory=dict)
+    hardware: Mapping[tuple[str, Shape, LayerPlan], Mapping[str, float]] = field(default_factory=dict)
 
     def layers(self, site: str) -> Iterator[tuple[Shape, LayerPlan]]:
         """Every layer plan that the site can have, with its shape."""
@@ -66,10 +70,15 @@ class Space:
                     yield shape, LayerPlan(shape.groups, shape.mid, weight, activation)
 
     def costs(self, site: str, shape: Shape, layer: LayerPlan) -> dict[str, float]:
-        """MACs, BOPs and bits of weights, as `fxfactor.cost` counts them."""
+        """MACs, BOPs and bits of weights, as `fxfactor.cost` counts them, and FINN's costs where they are known."""
         macs, weights = self.macs[site][shape], self.weights[site][shape]
         weight_bits, activation_bits = layer.weight_bits or FLOAT_BITS, layer.activation_bits or FLOAT_BITS
-        return {"macs": macs, "bops": macs * weight_bits * activation_bits, "weight_bits": weights * weight_bits}
+        return {
+            "macs": macs,
+            "bops": macs * weight_bits * activation_bits,
+            "weight_bits": weights * weight_bits,
+            **self.hardware.get((site, shape, layer), {}),
+        }
 
 
 def space_of(

@@ -14,9 +14,10 @@ from torch import nn
 import fxfactor
 from fxfactor import Budget, LayerPlan, Plan, PreconditionError
 from fxfactor.budget import UNITS
+from fxfactor.candidates import best_plan, candidates, distance, uniform_plan
 from fxfactor.frozen import freeze
 from fxfactor.options import Option, Shape, SiteOptions, sharing, space_of
-from fxfactor.search import best_plan, distance
+from fxfactor.search import BITS, LEVELS
 from fxfactor.sensitivity import measure_errors, rounded
 from fxfactor.solve import solve
 
@@ -236,9 +237,31 @@ def test_without_bits_only_groups_are_chosen() -> None:
 
 def test_of_several_measures_the_plan_closest_to_the_original_is_taken() -> None:
     model, images = randomized(ResidualNet(16)), _images()
-    both = [fxfactor.search(model, images, Budget(bops=0.008), measure=each) for each in ("loss", "output")]
+    graph = fxfactor.capture(model, images[0][:1]).eval()
+    space = space_of(graph, LEVELS, BITS)
+    errors = measure_errors(graph, images, space)
+    plans = candidates(space, errors, Budget(bops=0.008).limits(space.whole), ("loss", "output"), 8)
     best = fxfactor.search(model, images, Budget(bops=0.008), measure=("loss", "output"))
-    assert distance(model, best, images) == min(distance(model, each, images) for each in both)
+    assert best in plans
+    assert distance(model, best, images) == min(distance(model, each, images) for each in plans)
+
+
+def test_the_simpler_plans_are_among_the_candidates() -> None:
+    model, images = randomized(ResidualNet(16)), _images()
+    graph = fxfactor.capture(model, images[0][:1]).eval()
+    space = space_of(graph, (0, 1, 2), (2, 3, 4))
+    errors = measure_errors(graph, images, space)
+    limits = Budget(bops=0.02).limits(space.whole)
+    plans = candidates(space, errors, limits, ("both", "output"), 8)
+    assert any(all(layer.groups is None for layer in plan.layers.values()) for plan in plans)
+    assert all(plan.explain().totals["bops"] <= limits["bops"] for plan in plans)
+    (uniform,) = uniform_plan(space, errors, limits, "both", 8)
+    assert uniform in plans
+    inner = [uniform.layers[name] for name in ("block.conv1", "block.conv2")]
+    assert inner[0] == inner[1]
+    best = best_plan(space, errors, limits, "both", 8)
+    assert candidates(space, errors, limits, ("both",), 8) == [best]
+    assert list(uniform_plan(space, errors, {"bops": 1000.0}, "both", 8)) == []
 
 
 def test_a_plan_that_was_edited_does_not_explain_itself() -> None:

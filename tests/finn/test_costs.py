@@ -1,0 +1,134 @@
+"""What FINN's layers cost, asked one by one: the same as in whole networks, and a search that keeps to a board."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from networks import ResidualNet, randomized
+
+import fxfactor
+from fxfactor import Budget, FinnError, Plan, PreconditionError
+from fxfactor.candidates import best_plan
+from fxfactor.finn.costs import Geometry, Target, chains, price, thresholds
+from fxfactor.hardware import board_limits, estimate_plan, price_space
+from fxfactor.options import Shape, space_of
+from fxfactor.sensitivity import measure_errors
+
+CONV = Geometry(16, 32, 1, (8, 8), (3, 3), (1, 1), (1, 1, 1, 1))
+
+
+def _kinds(layer: Geometry) -> list[tuple[str, ...]]:
+    return [tuple(kind for kind, _ in chain) for chain in chains(layer, 4, "UINT4", 12)]
+
+
+def _images() -> list[torch.Tensor]:
+    return list(torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(3)).split(8))
+
+
+def test_the_hardware_layers_of_a_convolution() -> None:
+    padding, windows, unit = ("FMPadding",), ("ConvolutionInputGenerator",), ("MVAU",)
+    assert _kinds(CONV) == [padding, windows, unit]
+    assert _kinds(Geometry(64, 10)) == [unit]
+    assert _kinds(Geometry(16, 32, 1, (8, 8))) == [unit]
+    assert _kinds(Geometry(16, 32, 1, (8, 8), stride=(2, 2))) == [windows, unit]
+    assert _kinds(replace(CONV, groups=4)) == [padding, windows, unit] * 4
+    depthwise = ("ConvolutionInputGenerator", "VVAU")
+    assert _kinds(replace(CONV, groups=16, out_channels=16)) == [padding, depthwise]
+    assert _kinds(replace(CONV, groups=16)) == [padding, depthwise] * 2
+
+
+def test_sizes_and_fan_in() -> None:
+    layer = Geometry(16, 32, 4, (9, 8), (3, 5), (2, 1), (1, 0, 1, 1), (1, 2))
+    wanted = torch.nn.functional.conv2d(
+        torch.nn.functional.pad(torch.zeros(1, 16, 9, 8), (0, 1, 1, 1)), torch.zeros(32, 4, 3, 5), stride=(2, 1),
+        dilation=(1, 2), groups=4,
+    )  # fmt: skip
+    assert (1, 32, *layer.out_size) == wanted.shape
+    assert layer.fan_in == 4 * 15
+
+
+def test_refusals() -> None:
+    with pytest.raises(FinnError, match="a board that FINN knows; found: 'Arty'"):
+        Target("Arty")
+    with pytest.raises(FinnError, match="clock_ns > 0 and target_fps > 0; found: 0 and 1000"):
+        Target("ZCU104", clock_ns=0)
+    with pytest.raises(FinnError, match="required: a Python interpreter; found: '/no/python'"):
+        price([thresholds(4, (8, 8), 12, 4, False)], Target("ZCU104", python="/no/python"))
+    with pytest.raises(PreconditionError, match=r"Budget\(dsp=…\), DSP slices, needs a board"):
+        fxfactor.search(randomized(ResidualNet(16)), _images(), Budget(dsp=0.5))
+    with pytest.raises(PreconditionError, match="FINN computes in integers"):
+        fxfactor.search(randomized(ResidualNet(16)), _images(), Budget(lut=0.5), bits=(None,), board="ZCU104")
+    graph = fxfactor.capture(
+        torch.nn.Sequential(torch.nn.Conv1d(3, 8, 3), torch.nn.ReLU()), torch.randn(1, 3, 8)
+    ).eval()
+    with pytest.raises(PreconditionError, match="is a Conv1d, which FINN has no hardware for"):
+        price_space(graph, space_of(graph, (0,), (4,)), Target("ZCU104"), 8)
+
+
+def test_a_target_in_cycles_and_limits_of_a_board() -> None:
+    target = Target("Pynq-Z2", clock_ns=10, target_fps=500)
+    assert target.cycles == 200_000
+    limits = board_limits(Budget(lut=0.5, dsp=100), {"lut": 53_200, "bram": 280, "dsp": 220}, target)
+    assert limits == {"lut": 26_600, "bram": 280, "dsp": 100, "cycles": 200_000}
+
+
+@pytest.mark.finn
+@pytest.mark.parametrize("board", ["ZCU104", "Pynq-Z2"])
+def test_sites_cost_what_finn_estimates_for_them_in_the_whole_network(board: str, tmp_path: Path) -> None:
+    model, target = randomized(ResidualNet(16)), Target(board, target_fps=20_000)
+    graph = fxfactor.capture(model, _images()[0][:1]).eval()
+    space = price_space(graph, space_of(graph, (2, "depthwise"), (3, 4), most_branches=16), target, 8)
+    plan = replace(Plan.uniform(graph, 2, 4, 4), join_bits=8).with_layer("block.conv2", groups=16, weight_bits=3)
+    made = fxfactor.transform(model, plan=plan, example_inputs=_images()[0][:1])
+    fxfactor.export(made, tmp_path / "model.onnx", target="finn")
+    whole = fxfactor.finn.estimate(tmp_path / "model.onnx", board, 20_000, cache=tmp_path)
+    for name, layer in plan.layers.items():
+        found = space.hardware[name, Shape(layer.groups, layer.mid), layer]
+        there = [each for each in whole.layers if each.site.startswith(name)]
+        assert there
+        assert found["bram"] == sum(each.resources.bram18 for each in there)
+        assert found["dsp"] == sum(each.resources.dsp for each in there)
+        assert found["cycles"] == max(each.cycles for each in there)
+    both = [sum(space.hardware[n, Shape(x.groups, x.mid), x]["lut"] for n, x in plan.layers.items()), whole.total.lut]
+    assert 0.5 * both[1] < both[0] <= both[1]  # the rest belongs to the addition
+
+
+@pytest.mark.finn
+def test_a_searched_plan_is_within_the_budget_as_finn_estimates_it() -> None:
+    model, images = randomized(ResidualNet(16)), _images()
+    settings: dict[str, Any] = {"board": "Pynq-Z2", "target_fps": 20_000, "bits": (2, 4), "measure": "both"}
+    roomy = fxfactor.search(model, images, Budget(lut=0.5), **settings)
+    most = 0.8 * roomy.explain().totals["lut"]
+    plan = fxfactor.search(model, images, Budget(lut=round(most)), **settings)
+    assert plan != roomy
+    totals = plan.explain().totals
+    assert totals["lut"] <= most
+    found = estimate_plan(model, plan, images[0][:1], Target("Pynq-Z2", target_fps=20_000))
+    assert {name: totals[name] for name in found} == found
+    assert Plan.from_json(plan.to_json()).explain() == plan.explain()
+    assert "Pynq-Z2 at 200 MHz and 20,000 frames/s" in str(plan.explain())
+    with pytest.raises(PreconditionError, match="cycles per frame, the fastest takes"):
+        fxfactor.search(model, images, Budget(cycles=20), **settings)
+
+
+@pytest.mark.slow
+@pytest.mark.finn
+def test_for_resnet20_the_answer_differs_by_board(realdata: Any) -> None:
+    model, images = realdata.cifar_resnet(20).eval(), realdata.cifar10("train")[0][:32]
+    graph = fxfactor.capture(model, images[:1]).eval()
+    space = space_of(graph, (*range(7), "depthwise"), (2, 3, 4, 5, 6, 8), most_branches=16)
+    errors = measure_errors(graph, [images], space)
+    plans = {}
+    for board in ("Pynq-Z2", "ZCU104"):
+        target = Target(board, clock_ns=10, target_fps=3000)
+        priced = price_space(graph, space, target, 8)
+        limits = board_limits(Budget(lut=20_000), priced.whole, target)  # as many LUTs for both: what is left differs
+        plans[board] = best_plan(priced, errors, limits, "both", 8)
+    assert plans["Pynq-Z2"] != plans["ZCU104"]
+    loss = {board: sum(each.loss for each in plan.explain().layers.values()) for board, plan in plans.items()}
+    assert loss["ZCU104"] < loss["Pynq-Z2"]
+    assert plans["Pynq-Z2"].explain().totals["dsp"] <= 220
