@@ -41,12 +41,21 @@ def test_example_runs(path: Path, tmp_path: Path) -> None:
         assert (tmp_path / "out" / name).stat().st_size > 0
     if path.stem == "05_digits":
         _check_accuracies(printed)
+    if path.stem == "09_your_own_training_loop":
+        floating, compressed, *trained = _shares(printed)
+        assert compressed < floating
+        assert trained
+        assert all(compressed < share for share in trained)
+
+
+def _shares(printed: str) -> list[float]:
+    """The number of every line that ends in one with %."""
+    return [float(line.split()[-1].rstrip("%")) for line in printed.splitlines() if line.rstrip().endswith("%")]
 
 
 def _check_accuracies(printed: str) -> None:
     """Each step must help, and training must bring back what floating point had, within two points of a hundred."""
-    shares = [float(line.split()[-1].rstrip("%")) for line in printed.splitlines() if line.rstrip().endswith("%")][-4:]
-    floating, data_free, calibrated, trained = shares
+    floating, data_free, calibrated, trained = _shares(printed)[-4:]
     assert floating > 97
     assert 40 < data_free < calibrated
     assert calibrated > 90
