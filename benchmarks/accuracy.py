@@ -1,16 +1,18 @@
 """Accuracy of compressed CIFAR-10 networks on 1,000 test images, step by step: which step gives how many points.
 
     python benchmarks/accuracy.py --level 1 2 3 depthwise            # fp32 weights, 256 calibration images, no labels
-    python benchmarks/accuracy.py --level 0 3 --bits 8 4             # post-training quantization
+    python benchmarks/accuracy.py --level 0 1 2 3 depthwise --bits 8 6 4 --steps 0 --brevitas    # post-training quantization
     python benchmarks/accuracy.py --level 3 --bits 4 --epochs 3      # then fine-tuned with labels' images
 
 Data: ../shared/data (see there). Calibration: the first 256 training images. `held out` is the accuracy on 2,000 other
 training images, which is what settings were chosen by; the test images choose nothing. Rows are appended to --out as JSON.
+--brevitas adds Brevitas' own post-training quantization of the network as it is, by the functions of its ImageNet example.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import sys
 import time
@@ -27,8 +29,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fxfactor
 from fxfactor.finetune import finetune
+from fxfactor.fused import fused_quantizers
 from fxfactor.passes import FactorizeDepth, Quantize
 from fxfactor.reconstruct import flip_and_shift, reconstruct
+from fxfactor.rounding import round_weights
 from fxfactor.statistics import fit_to_outputs
 
 HERE = Path(__file__).resolve().parent
@@ -37,8 +41,11 @@ Row = dict[str, Any]
 
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Top-1 in per cent."""
-    predicted = torch.cat([model(batch).argmax(1) for batch in images.split(200)])
+    """Top-1 in per cent; NaN without images."""
+    if not len(images):
+        return float("nan")
+    with fused_quantizers(model):
+        predicted = torch.cat([model(batch).argmax(1) for batch in images.split(200)])
     return 100 * float((predicted == labels).double().mean())
 
 
@@ -47,19 +54,29 @@ def standard_error(percent: float, count: int) -> float:
     return (percent * (100 - percent) / count) ** 0.5
 
 
-def steps_of(model: nn.Module, train: tuple[Tensor, Tensor], options: argparse.Namespace, level: Any, bits: Any
+def factorized(original: GraphModule, calibration: list[Tensor], level: Any) -> Iterator[tuple[str, GraphModule]]:
+    """The network with its factors by the truncated SVD, and then fitted."""
+    graph = FactorizeDepth(level=level)(original).graph
+    if level == 0:
+        yield "original", graph
+        return
+    yield "truncated SVD", graph
+    fit_to_outputs(original, graph, calibration)
+    yield "fitted to outputs", graph
+
+
+def steps_of(model: nn.Module, train: tuple[Tensor, Tensor], options: argparse.Namespace, graph: GraphModule, bits: Any
              ) -> Iterator[tuple[str, GraphModule]]:  # fmt: skip
-    """The network after each step that compresses it, with the step's name."""
+    """The network after each further step, with the step's name. `graph` is not changed."""
     calibration = list(train[0][: options.calibration].split(64))
     original = fxfactor.capture(model, train[0][:1])
-    graph = FactorizeDepth(level=level)(original).graph
-    if level != 0:
-        yield "truncated SVD", graph
-        fit_to_outputs(original, graph, calibration)
-        yield "fitted to outputs", graph
+    graph = copy.deepcopy(graph)
     if bits is not None:
         graph = fxfactor.calibrate(Quantize(bits, bits)(graph).graph, calibration)
         yield "quantized, calibrated", graph
+        if options.round:
+            round_weights(original, graph, calibration)
+            yield "weights rounded", graph
     if options.steps:
         reconstruct(original, graph, calibration, steps=options.steps, seed=options.seed)
         yield "reconstructed, no labels", graph
@@ -71,23 +88,69 @@ def steps_of(model: nn.Module, train: tuple[Tensor, Tensor], options: argparse.N
         yield "fine-tuned", graph
 
 
+def brevitas_ptq(
+    model: nn.Module, calibration: list[Tensor], bits: int, backend: str
+) -> Iterator[tuple[str, nn.Module]]:
+    """Brevitas' own way, as its ImageNet example: batch norms folded, equalization, MSE scales, bias correction.
+
+    backend: "fx" quantizes every layer and the additions at `bits`; "layerwise" the inputs and weights of the layers, the
+    first convolution's at 8 bits. The network is given as captured: there the shortcuts, which Brevitas cannot slice, are
+    convolutions.
+    """
+    from brevitas.graph.quantize import preprocess_for_quantize
+    from brevitas_examples.imagenet_classification.ptq import ptq_common as ptq
+
+    loader = [(batch, None) for batch in calibration]
+    for gptq in (False, True) if backend == "layerwise" else (False,):
+        graph = fxfactor.capture(model, calibration[0][:1])
+        prepared = preprocess_for_quantize(graph, equalize_iters=20, equalize_merge_bias=True, merge_bn=True)
+        quantized = ptq.quantize_model(
+            prepared, backend=backend, weight_bit_width=bits, act_bit_width=bits,
+            bias_bit_width=32 if backend == "fx" else None, weight_quant_granularity="per_channel",
+            act_quant_percentile=99.999, act_quant_type="sym", scale_factor_type="float_scale", quant_format="int",
+            weight_param_method="mse", act_param_method="stats", weight_narrow_range=True,
+        )  # fmt: skip
+        ptq.calibrate(loader, quantized)
+        if gptq:
+            ptq.apply_gptq(loader, quantized, act_order=True, use_quant_activations=True, create_weight_orig=True)
+        ptq.apply_bias_correction(loader, quantized)
+        yield f"Brevitas {backend}{', GPTQ' if gptq else ''}", quantized
+
+
 def measure(options: argparse.Namespace, realdata: Any) -> Iterator[Row]:
     train, test = realdata.cifar10("train"), realdata.cifar10("test")
-    held_out = train[0][1000:3000], train[1][1000:3000]
+    held_out = train[0][1000 : 1000 + options.held_out], train[1][1000 : 1000 + options.held_out]
+    calibration = list(train[0][: options.calibration].split(64))
+
+    def rows(steps: Iterator[tuple[str, Any]], **common: Any) -> Iterator[Row]:
+        start = time.process_time()
+        for step, graph in steps:
+            seconds = time.process_time() - start
+            yield {**common, "step": step, "test": accuracy(graph, *test), "held_out": accuracy(graph, *held_out),
+                   "cpu_seconds": round(seconds, 1), "steps": options.steps, "epochs": options.epochs}  # fmt: skip
+            start = time.process_time()
+
     for depth in options.depth:
         model = realdata.cifar_resnet(depth)
         base = {"network": f"ResNet-{depth}", "calibration": options.calibration, "seed": options.seed}
-        yield {**base, "level": 0, "bits": None, "step": "original", "test": accuracy(model, *test),
-               "held_out": accuracy(model, *held_out), "cpu_seconds": 0.0}  # fmt: skip
+        yield from rows(iter([("original", model)]), **base, level=0, bits=None)
+        for bits in options.bits if options.brevitas else ():
+            for backend in ("fx", "layerwise"):
+                yield from rows(brevitas_ptq(model, calibration, bits, backend), **base, level=0, bits=bits)
         for level in options.level:
+            fitted = []
+            for row in rows(_remember(factorized(fxfactor.capture(model, train[0][:1]), calibration, level), fitted),
+                            **base, level=level, bits=None):  # fmt: skip
+                if level != 0:
+                    yield row
             for bits in options.bits:
-                start = time.process_time()
-                for step, graph in steps_of(model, train, options, level, bits):
-                    seconds = time.process_time() - start
-                    yield {**base, "level": level, "bits": bits, "step": step, "test": accuracy(graph, *test),
-                           "held_out": accuracy(graph, *held_out), "cpu_seconds": round(seconds, 1),
-                           "steps": options.steps, "epochs": options.epochs}  # fmt: skip
-                    start = time.process_time()
+                yield from rows(steps_of(model, train, options, fitted[-1], bits), **base, level=level, bits=bits)
+
+
+def _remember(steps: Iterator[tuple[str, GraphModule]], seen: list[GraphModule]) -> Iterator[tuple[str, GraphModule]]:
+    for step, graph in steps:
+        seen.append(graph)
+        yield step, graph
 
 
 def main() -> None:
@@ -97,6 +160,9 @@ def main() -> None:
     parser.add_argument("--level", nargs="+", default=["1", "2", "3", "depthwise"])
     parser.add_argument("--bits", type=int, nargs="+", default=[None])
     parser.add_argument("--calibration", type=int, default=256, help="training images for calibration")
+    parser.add_argument("--held-out", type=int, default=2000, help="other training images that are predicted too")
+    parser.add_argument("--no-round", dest="round", action="store_false", help="leave fxfactor.rounding out")
+    parser.add_argument("--brevitas", action="store_true", help="Brevitas' post-training quantization beside it")
     parser.add_argument("--steps", type=int, default=1300, help="steps of reconstruction; 0 for none")
     parser.add_argument("--epochs", type=int, default=0, help="epochs of fine-tuning on all training images")
     parser.add_argument("--learning-rate", type=float, default=2e-3)

@@ -69,7 +69,7 @@ def fit_to_outputs(
         )
     if len(images) < 4:
         images = [part for batch in images for part in batch.chunk(4)]
-    original_walk, walk = _Walk(original, images, memory_limit), _Walk(graph, images, memory_limit)
+    original_walk, walk = Walk(original, images, memory_limit), Walk(graph, images, memory_limit)
     before = sites(original)
     new = {name: site for name, site in sites(graph).items() if site.factorized and not before[name].factorized}
     found = [(name, site) for name, site in new.items() if name not in done]
@@ -78,7 +78,7 @@ def fit_to_outputs(
     ]
 
 
-def _fit_site(name: str, before: Site, site: Site, original_walk: _Walk, walk: _Walk) -> Fitted:
+def _fit_site(name: str, before: Site, site: Site, original_walk: Walk, walk: Walk) -> Fitted:
     conv = cast(Convolution, before.modules[0])
     spatial, pointwise = site.modules
     moments, held_out = _collect(conv, before.nodes[0], site.nodes[0], original_walk, walk)
@@ -92,11 +92,11 @@ def _fit_site(name: str, before: Site, site: Site, original_walk: _Walk, walk: _
     spatial.weight.copy_(factors.spatial)
     pointwise.weight.copy_(factors.pointwise)
     if receiver is not None:
-        _shift_outputs(receiver, receiver_of_shift(before), cast(Tensor, factors.shift))
+        shift_outputs(receiver, receiver_of_shift(before), cast(Tensor, factors.shift))
     return Fitted(name, factors, everything.output_error(start), cast(float, factors.output_error))
 
 
-def _shift_outputs(receiver: nn.Module, original: nn.Module | None, shift: Tensor) -> None:
+def shift_outputs(receiver: nn.Module, original: nn.Module | None, shift: Tensor) -> None:
     """Let the bias, or the batch norm in the place of the `original` one, add `shift` to the outputs."""
     if isinstance(receiver, BatchNorm):
         mean = cast(Tensor, cast(nn.Module, original).running_mean)
@@ -108,11 +108,11 @@ def _shift_outputs(receiver: nn.Module, original: nn.Module | None, shift: Tenso
 def receiver_of_shift(site: Site) -> nn.Module | None:
     """What can add a constant to the outputs of a site: the pointwise factor's bias or the batch norm behind it."""
     pointwise = site.modules[-1]
-    norm = _batch_norm_behind(site)
+    norm = batch_norm_behind(site)
     return pointwise if pointwise.bias is not None else norm
 
 
-def _batch_norm_behind(site: Site) -> nn.Module | None:
+def batch_norm_behind(site: Site) -> nn.Module | None:
     users = list(site.nodes[-1].users)
     norm = module_of(users[0]) if len(users) == 1 else None
     return norm if isinstance(norm, BatchNorm) and norm.running_mean is not None else None
@@ -120,7 +120,7 @@ def _batch_norm_behind(site: Site) -> nn.Module | None:
 
 def importance_of(site: Site) -> Tensor | None:
     """γ²/(σ² + ε) of the batch norm behind: what a unit of squared error becomes there. None where there is none."""
-    norm = _batch_norm_behind(site)
+    norm = batch_norm_behind(site)
     if norm is None:
         return None
     scale = torch.rsqrt(cast(Tensor, norm.running_var).double() + cast(float, norm.eps))
@@ -128,7 +128,7 @@ def importance_of(site: Site) -> Tensor | None:
 
 
 def _collect(
-    conv: Convolution, before: Node, after: Node, original_walk: _Walk, walk: _Walk
+    conv: Convolution, before: Node, after: Node, original_walk: Walk, walk: Walk
 ) -> tuple[Moments, Moments | None]:
     """Moments at a site over three quarters of the batches and over the last one (None for fewer than 4 batches)."""
     sums: list[Moments | None] = [None, None]
@@ -180,7 +180,7 @@ def patches(x: Tensor, conv: Convolution) -> Tensor:
     return x.permute(1, *kernels, 0, *positions).reshape(conv.groups, conv.weight[0].numel(), -1)
 
 
-class _Walk:
+class Walk:
     """A graph in evaluation on several batches at once, each of them advanced from node to node as asked for."""
 
     def __init__(self, graph: GraphModule, images: list[Tensor], memory_limit: int) -> None:
