@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_leaves
 
@@ -90,20 +92,42 @@ def _frozen(qmodel: GraphModule) -> GraphModule:
     return finish(graph)
 
 
-def _write(graph: GraphModule, inputs: tuple[Tensor, ...], path: Path) -> None:
-    names = [node.name for node in placeholders(graph)][: len(inputs)]
-    with warnings.catch_warnings():
+def write_qonnx(model: nn.Module, inputs: tuple[Any, ...], path: Path, **options: Any) -> None:
+    """Brevitas' export as it is, nothing cleaned up and nothing compared. Raises what torch and Brevitas raise."""
+    with warnings.catch_warnings(), _without_lint():
         warnings.simplefilter("ignore")
         from brevitas.export import export_qonnx
 
-        try:
-            # the dynamo exporter breaks residual additions (Xilinx/brevitas issue 1608)
-            export_qonnx(graph, inputs if len(inputs) > 1 else inputs[0], str(path), dynamo=False, input_names=names)
-        except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
-            raise ExportError(
-                f"the network has no ONNX form: {str(error).strip().splitlines()[0]}; "
-                "replace that operation in the model, or export a part without it"
-            ) from error
+        # the dynamo exporter breaks residual additions (Xilinx/brevitas issue 1608)
+        export_qonnx(model, inputs if len(inputs) > 1 else inputs[0], str(path), dynamo=False, **options)
+
+
+@contextmanager
+def _without_lint() -> Iterator[None]:
+    """TorchScript's exporter checks its own graph ten times, in a time that grows with the square of the layers.
+
+    For hundreds of branches this is nine tenths of the export. What it writes is executed and compared in any case.
+    """
+    lint = getattr(torch._C, "_jit_pass_lint", None)
+    if lint is None:  # a torch to come
+        yield
+        return
+    vars(torch._C)["_jit_pass_lint"] = lambda graph: None
+    try:
+        yield
+    finally:
+        vars(torch._C)["_jit_pass_lint"] = lint
+
+
+def _write(graph: GraphModule, inputs: tuple[Tensor, ...], path: Path) -> None:
+    names = [node.name for node in placeholders(graph)][: len(inputs)]
+    try:
+        write_qonnx(graph, inputs, path, input_names=names)
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+        raise ExportError(
+            f"the network has no ONNX form: {str(error).strip().splitlines()[0]}; "
+            "replace that operation in the model, or export a part without it"
+        ) from error
 
 
 def _compare(graph: GraphModule, inputs: tuple[Tensor, ...], path: Path) -> tuple[float, int]:

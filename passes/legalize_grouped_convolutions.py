@@ -57,7 +57,7 @@ def take_outputs(layer: nn.Conv2d, parts: list[Any], groups: int) -> list[nn.Con
 
     None where the layer is quantized and a part's quantized weights differ from the part of the whole's.
     """
-    taken = []
+    taken, whole = [], _effective_weight(copy.deepcopy(layer).eval())
     for part in parts:
         weight = layer.weight[part].detach()
         conv = nn.Conv2d(
@@ -74,24 +74,20 @@ def take_outputs(layer: nn.Conv2d, parts: list[Any], groups: int) -> list[nn.Con
         conv.weight.data.copy_(weight)
         if layer.bias is not None and conv.bias is not None:
             conv.bias.data.copy_(layer.bias[part].detach())
-        conv.train(layer.training)
         bits = weight_bits_of(layer)
         if bits is not None:
             conv = cast(nn.Conv2d, quantize_layer(conv, bits))
         conv.requires_grad_(layer.weight.requires_grad)
-        if not torch.equal(effective_weight(conv), effective_weight(layer)[part]):
+        if not torch.equal(_effective_weight(conv.eval()), whole[part]):
             return None
-        taken.append(conv)
+        taken.append(conv.train(layer.training))
     return taken
 
 
 @torch.no_grad()
-def effective_weight(layer: nn.Module) -> Tensor:
-    """The weights that a layer computes with: quantized where it is a Brevitas layer."""
-    if not is_quantized_layer(layer):
-        return cast(Tensor, layer.weight)
-    evaluated = copy.deepcopy(layer).eval()
-    return cast(Tensor, cast(Any, evaluated).quant_weight().value)
+def _effective_weight(layer: nn.Module) -> Tensor:
+    """The weights that a layer in eval mode computes with: quantized where it is a Brevitas layer."""
+    return cast(Tensor, cast(Any, layer).quant_weight().value if is_quantized_layer(layer) else layer.weight)
 
 
 def _replace(graph: GraphModule, node: Node, branches: list[nn.Conv2d]) -> None:

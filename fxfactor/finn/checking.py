@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import tempfile
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from fxfactor.errors import FinnError
+from fxfactor.export import write_qonnx
 from fxfactor.finn import rules
 from fxfactor.finn.integer import interpret
 from fxfactor.finn.loading import load_model
@@ -64,13 +64,10 @@ def _export(model: nn.Module, example_inputs: Any) -> onnx.ModelProto | Finding:
             "give them, or the graph that fxfactor.transform gives"
         )
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from brevitas.export import export_qonnx
-
+    with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "checked.onnx"
         try:
-            export_qonnx(graph, inputs if len(inputs) > 1 else inputs[0], str(path), dynamo=False)
+            write_qonnx(graph, inputs, path)
         except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             found = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             return Finding(rules.EXPORT, "network", found, "replace the operation that it names")

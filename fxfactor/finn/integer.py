@@ -20,11 +20,24 @@ from typing import Any, cast
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from fxfactor.finn import rules
 from fxfactor.finn.builder import HARDWARE, GraphBuilder, positions
+from fxfactor.finn.constants import (
+    Broken,
+    Value,
+    Weights,
+    attributes_of,
+    depthwise_matrix,
+    fold,
+    matrix_of,
+    on_one_pixel,
+    quantizer_of,
+    reals,
+    scale_per_output,
+    window_of,
+)
 from fxfactor.finn.functions import FUNCTIONS
 from fxfactor.finn.naming import site_of
 from fxfactor.finn.rules import Finding
@@ -42,32 +55,7 @@ from fxfactor.finn.streams import (
 )
 
 QUANTIZERS = ("Quant", "IntQuant", "BipolarQuant")
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Quantized constants: `integers * scale`, both in the layout of the ONNX tensor."""
-
-    integers: Integers
-    scale: Reals
-    datatype: str
-
-    @property
-    def real(self) -> Reals:
-        """The values."""
-        return self.integers * self.scale
-
-
-Value = Stream | Weights | NDArray[Any] | None
-"""What is known of a tensor; None where a finding was already given for it."""
-
-
-class Broken(Exception):
-    """A rule is broken at the node at hand; carries what the finding needs."""
-
-    def __init__(self, rule: str, found: str, remedy: str) -> None:
-        super().__init__(rule)
-        self.rule, self.found, self.remedy = rule, found, remedy
+SIGMOIDS = ("Sigmoid", "HardSigmoid")
 
 
 @dataclass(frozen=True)
@@ -122,7 +110,7 @@ class _Walk:
             if self.input is not None and self.input.name in node.input:
                 outputs: Iterable[Value] = (self._read_input(node, inputs),)
             elif known and not any(isinstance(value, Stream) for value in inputs):
-                outputs = _fold(node, inputs)
+                outputs = fold(node, inputs)
             elif known:
                 outputs = HANDLERS.get(node.op_type, _Walk._unsupported)(self, node, inputs)
             elif node.op_type in QUANTIZERS and not isinstance(inputs[0], Stream):
@@ -152,7 +140,7 @@ class _Walk:
         shape = self._declared_shape(node.output[0])
         if shape is None or any(not isinstance(value, np.ndarray) for value in inputs[1:]):
             return None
-        quantizer = _quantizer(node, inputs[1:], shape[0])
+        quantizer = quantizer_of(node, inputs[1:], shape[0])
         name = f"after finding {len(self.findings)}"
         self.builder.shapes[name], self.builder.datatypes[name] = positions(shape), quantizer.datatype
         return _quantized(Stream(name, shape, "INT8", *_nothing(shape[0])), quantizer, name)
@@ -167,8 +155,15 @@ class _Walk:
     # ---- names ----
 
     def _site(self, node: onnx.NodeProto) -> str:
-        """Module path of `node`, or a name for it."""
-        return site_of(node, self.origin, self.constants) or node.name or node.op_type
+        """Module path of `node`, or a name for it; a split or concatenation is named after the branches between the two."""
+        site = site_of(node, self.origin, self.constants)
+        if not site and node.op_type in ("Split", "Concat"):
+            if node.op_type == "Concat":
+                branch = self.origin.get(node.input[0])
+            else:
+                branch = next((reader for reader in self.graph.node if node.output[0] in reader.input), None)
+            site = "" if branch is None else site_of(branch, self.origin, self.constants).rpartition(".")[0]
+        return site or node.name or node.op_type
 
     # ---- ends ----
 
@@ -182,7 +177,7 @@ class _Walk:
                 "start the network with a QuantIdentity (fxfactor.transform does), or with pixel input for uint8 images"
             )
             raise Broken(rules.INPUT, f"{node.op_type} on the network's input", remedy)
-        quantizer = _quantizer(node, inputs[1:], shape[1])
+        quantizer = quantizer_of(node, inputs[1:], shape[1])
         if len(quantizer.scale) != 1:
             raise Broken(rules.INPUT, f"{len(quantizer.scale)} scales", "use one scale for the whole input")
         if "global_in" in self.builder.shapes:
@@ -221,7 +216,7 @@ class _Walk:
 
     def _convolution(self, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:
         x, weights = self._operands(inputs)
-        attributes = _attributes(node)
+        attributes = attributes_of(node)
         site = self._site(node)
         if len(x.shape) != 3 or weights.integers.ndim != 4:
             raise Broken(rules.SHAPES, f"a convolution over {weights.integers.ndim - 2} dimensions", "use Conv2d")
@@ -232,20 +227,21 @@ class _Walk:
             found = f"groups={groups} with {x.channels} input and {outputs} output channels"
             remedy = "export with target='finn' (LegalizeForFinn splits it into branches), or factorize to depthwise"
             raise Broken(rules.GROUPS, found, remedy)
-        scale = _per_output(weights)
+        scale = scale_per_output(weights)
         if not depthwise and not is_uniform(x.scale):
             raise Broken(rules.ONE_SCALE, f"{len(np.unique(x.scale))} scales", _requantize_remedy(x))
         if attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
             raise Broken(rules.PADDING, f"auto_pad={attributes['auto_pad']}", "export with explicit padding")
-        window = _window(attributes, tuple(kernel))
+        window = window_of(attributes, tuple(kernel))
         pads = tuple(own + before for own, before in zip(window.pads, x.pads, strict=True))
         window = replace(window, pads=cast("tuple[int, int, int, int]", pads))
+        weights, window = on_one_pixel(weights, window, x.shape[1:])
         if any(window.pads) and x.offset.any():
             raise Broken(rules.PADDING, "padding of a tensor with a bias", "put a quantizer before the convolution")
         tensor = x.tensor
         if depthwise or window != Window((1, 1)):
             tensor = self.builder.windows(site, tensor, window, depthwise)
-        matrix = _depthwise_matrix(weights.integers) if depthwise else _matrix(weights.integers)
+        matrix = depthwise_matrix(weights.integers) if depthwise else matrix_of(weights.integers)
         y = self._multiplied(site, x, tensor, matrix, weights.datatype, window.kernel if depthwise else None)
         if depthwise:
             real_offset = x.offset * weights.real.sum((1, 2, 3))
@@ -258,7 +254,7 @@ class _Walk:
 
     def _linear(self, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:
         x, weights = self._operands(inputs)
-        attributes = _attributes(node)
+        attributes = attributes_of(node)
         if len(x.shape) != 1 or weights.integers.ndim != 2:
             raise Broken(rules.LINEAR_INPUT, f"shape {(1, *x.shape)}", "flatten before the linear layer")
         if not is_uniform(x.scale):
@@ -311,7 +307,7 @@ class _Walk:
         x = inputs[0]
         assert isinstance(x, Stream)
         gamma, beta, mean, variance = (_channels(x, value) for value in inputs[1:5])
-        factor = gamma / np.sqrt(variance + _attributes(node).get("epsilon", 1e-5))
+        factor = gamma / np.sqrt(variance + attributes_of(node).get("epsilon", 1e-5))
         return (_affine(x, factor, beta - mean * factor),)
 
     def _multiply(self, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:
@@ -333,6 +329,9 @@ class _Walk:
     def _constant_operand(self, node: onnx.NodeProto, inputs: list[Value]) -> tuple[Stream, Reals, bool]:
         left, right = inputs
         if isinstance(left, Stream) and isinstance(right, Stream):
+            gates = [self.origin.get(name) for name in node.input]
+            if any(gate is not None and gate.op_type in SIGMOIDS and gate.input[0] in node.input for gate in gates):
+                raise Broken(rules.OPERATION, "SiLU, x · sigmoid(x)", rules.REMEDIES["HardSwish"])
             raise Broken(rules.OPERATION, f"{node.op_type} of two activations", rules.REMEDIES["Mul"])
         if isinstance(left, Stream):
             return left, _channels(left, right), False
@@ -364,8 +363,8 @@ class _Walk:
     def _function(self, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:
         x = inputs[0]
         assert isinstance(x, Stream)
-        constants = [None if value is None else _reals(value) for value in inputs[1:]]
-        function = FUNCTIONS[node.op_type](_attributes(node), constants)
+        constants = [None if value is None else reals(value) for value in inputs[1:]]
+        function = FUNCTIONS[node.op_type](attributes_of(node), constants)
         if function is None:
             remedy = "use a ReLU in its place"
             raise Broken(rules.MONOTONE, f"{node.op_type} with a negative slope", remedy)
@@ -374,7 +373,7 @@ class _Walk:
     def _quantize(self, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:
         x = inputs[0]
         assert isinstance(x, Stream)
-        quantizer = _quantizer(node, inputs[1:], x.channels)
+        quantizer = quantizer_of(node, inputs[1:], x.channels)
         return (self._staircase(self._site(node), x, quantizer, None),)
 
     def _truncate(self, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:
@@ -383,10 +382,10 @@ class _Walk:
         assert isinstance(x, Stream)
         if len(constants) != 5:
             raise Broken(rules.OPERATION, "Trunc of QONNX version 1", rules.REMEDIES["Trunc"])
-        scale, zero_point, _, output_scale, bits = map(_reals, constants)
+        scale, zero_point, _, output_scale, bits = map(reals, constants)
         if zero_point.any() or scale.size != 1 or output_scale.size != 1:
             raise Broken(rules.ZERO_POINT, "a zero point or several scales in Trunc", rules.REMEDIES["Trunc"])
-        attributes = _attributes(node)
+        attributes = attributes_of(node)
         step = np.exp2(np.round(np.log2(output_scale / scale))).reshape(1)
         rounding = attributes.get("rounding_mode", "FLOOR").upper()
         signed, narrow = bool(attributes.get("signed", 1)), bool(attributes.get("narrow", 0))
@@ -432,8 +431,8 @@ class _Walk:
     def _max_pool(self, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:
         x = inputs[0]
         assert isinstance(x, Stream)
-        attributes = _attributes(node)
-        window = _window(attributes, tuple(attributes["kernel_shape"]))
+        attributes = attributes_of(node)
+        window = window_of(attributes, tuple(attributes["kernel_shape"]))
         if attributes.get("ceil_mode", 0):
             window = window.rounding_up(*x.shape[1:])
         remedy = "choose a stride at or below the kernel, no dilation, and padding inside the pooling"
@@ -456,8 +455,8 @@ class _Walk:
         """A depthwise convolution with ones; the division by the window's size goes into the scale."""
         x = inputs[0]
         assert isinstance(x, Stream)
-        attributes = _attributes(node)
-        window = _window(attributes, tuple(attributes["kernel_shape"]))
+        attributes = attributes_of(node)
+        window = window_of(attributes, tuple(attributes["kernel_shape"]))
         _require_quantized(x, "put a quantizer before the pooling")
         if window == Window(x.shape[1:]):  # type: ignore[arg-type]
             return self._global_average(node, inputs)
@@ -470,7 +469,7 @@ class _Walk:
             raise Broken(rules.PADDING, "padding of a tensor with a bias", "put a quantizer before the pooling")
         site = self._site(node)
         tensor = self.builder.windows(site, x.tensor, window, depthwise=True)
-        matrix = _depthwise_matrix(np.ones((x.channels, 1, *window.kernel), np.int64))
+        matrix = depthwise_matrix(np.ones((x.channels, 1, *window.kernel), np.int64))
         y = self._multiplied(site, x, tensor, matrix, "INT2", window.kernel)
         shape = (x.channels, *window.positions(*x.shape[1:]))
         return (replace(y, shape=shape, scale=x.scale / np.prod(window.kernel), offset=x.offset, columns=None),)
@@ -478,7 +477,7 @@ class _Walk:
     def _global_average(self, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:
         x = inputs[0]
         assert isinstance(x, Stream)
-        attributes = _attributes(node)
+        attributes = attributes_of(node)
         if node.op_type == "ReduceMean":
             axes = inputs[1] if len(inputs) > 1 else attributes.get("axes", ())
             if sorted(int(axis) % 4 for axis in np.ravel(axes)) != [2, 3] or len(x.shape) != 3:  # type: ignore[arg-type]
@@ -519,7 +518,7 @@ class _Walk:
         assert isinstance(x, Stream)
         features = int(np.prod(x.shape))
         if node.op_type == "Flatten":
-            target: tuple[int, ...] = (1, -1) if _attributes(node).get("axis", 1) == 1 else ()
+            target: tuple[int, ...] = (1, -1) if attributes_of(node).get("axis", 1) == 1 else ()
         elif node.op_type == "Reshape":
             target = tuple(int(size) for size in np.ravel(inputs[1]))  # type: ignore[arg-type]
         else:  # Squeeze of a pooled tensor
@@ -550,7 +549,7 @@ class _Walk:
     def _pad(self, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:
         x = inputs[0]
         assert isinstance(x, Stream)
-        attributes = _attributes(node)
+        attributes = attributes_of(node)
         pads = [int(pad) for pad in np.ravel(inputs[1])] if len(inputs) > 1 else attributes.get("pads", [])  # type: ignore[arg-type]
         value = inputs[2] if len(inputs) > 2 else attributes.get("value")
         if attributes.get("mode", "constant") != "constant" or (value is not None and np.any(value)):  # type: ignore[arg-type]
@@ -572,7 +571,7 @@ class _Walk:
         streams = [value for value in inputs if isinstance(value, Stream)]
         if len(streams) != len(inputs):
             raise Broken(rules.OPERATION, "a concatenation with a constant", rules.REMEDIES["Pad"])
-        axis, rank = _attributes(node)["axis"], len(streams[0].shape) + 1
+        axis, rank = attributes_of(node)["axis"], len(streams[0].shape) + 1
         for x in streams:
             _require_quantized(x, "put a quantizer before the concatenation")
         if axis % rank != 1 or any(x.order is not None for x in streams):
@@ -605,7 +604,7 @@ class _Walk:
     def _split(self, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:
         x = inputs[0]
         assert isinstance(x, Stream)
-        attributes = _attributes(node)
+        attributes = attributes_of(node)
         axis, rank = attributes.get("axis", 0), len(x.shape) + 1
         sizes = inputs[1] if len(inputs) > 1 and inputs[1] is not None else attributes.get("split")
         if sizes is None:
@@ -677,29 +676,6 @@ def _quantized(x: Stream, quantizer: Quantizer, tensor: str) -> Stream:
     )
 
 
-def _quantizer(node: onnx.NodeProto, constants: list[Value], channels: int) -> Quantizer:
-    """The staircase of a QONNX Quant node on an activation."""
-    if node.op_type == "BipolarQuant":
-        raise Broken(rules.BITS, "bipolar activations", "use 2 bits or more")
-    if len(constants) != 3 or not all(isinstance(value, np.ndarray) for value in constants):
-        raise Broken(rules.QUANTIZED, "a quantizer whose scale depends on the input", "use a static scale")
-    scale, zero_point, bits = map(_reals, constants)
-    if zero_point.any():
-        raise Broken(rules.ZERO_POINT, f"zero point {zero_point.ravel()[0]:g}", "use a symmetric quantizer")
-    if bits.size != 1 or bits != np.round(bits) or not 1 <= bits <= 8:
-        raise Broken(rules.BITS, f"{bits.ravel()[0]:g} bits", "choose 1 to 8 bits, the same for all channels")
-    attributes = _attributes(node)
-    rounding = attributes.get("rounding_mode", "ROUND").upper()
-    if rounding not in ("ROUND", "FLOOR", "CEIL"):
-        raise Broken(rules.ROUNDING, rounding, "use float_to_int_impl_type='round'")
-    if scale.size not in (1, channels):
-        raise Broken(rules.QUANTIZED, f"scales of shape {scale.shape}", "use one scale, or one per channel")
-    signed = bool(attributes.get("signed", 1))
-    if signed and bits == 1:
-        raise Broken(rules.BITS, "1 signed bit", "use 2 bits or more")
-    return make_quantizer(scale.ravel(), int(bits.item()), signed, bool(attributes.get("narrow", 0)), rounding)
-
-
 def _channels(x: Stream, value: Value) -> Reals:
     """A constant operand as (1,) or (C,), in the order of the stream."""
     array = value.real if isinstance(value, Weights) else np.asarray(value, np.float64)
@@ -733,28 +709,6 @@ def _biased(x: Stream, bias: Value) -> Stream:
     return _affine(x, np.ones(1), _channels(x, bias))
 
 
-def _per_output(weights: Weights) -> Reals:
-    """Weight scale per output channel, shape (O,)."""
-    scale = np.broadcast_to(weights.scale, weights.integers.shape).reshape(weights.integers.shape[0], -1)
-    if (scale != scale[:, :1]).any():
-        raise Broken(rules.WEIGHTS, "several weight scales in one output channel", "use one scale per output channel")
-    return scale[:, 0]
-
-
-def _matrix(integers: Integers) -> Integers:
-    """(O, I, kh, kw) -> (kh * kw * I, O), the order of Im2Col."""
-    return integers.transpose(2, 3, 1, 0).reshape(-1, integers.shape[0])
-
-
-def _depthwise_matrix(integers: Integers) -> Integers:
-    """(C, 1, kh, kw) -> (kh * kw * C, C), zero where channels differ."""
-    channels, _, height, width = integers.shape
-    matrix = np.zeros((height, width, channels, channels), np.int64)
-    index = np.arange(channels)
-    matrix[:, :, index, index] = integers[:, 0].transpose(1, 2, 0)
-    return matrix.reshape(-1, channels)
-
-
 def _requantize_remedy(x: Stream) -> str:
     if x.quantized:
         return "use one activation scale, or one shared quantizer for all branches of a concatenation"
@@ -769,79 +723,6 @@ def _require_quantized(x: Stream, remedy: str, padded: bool = False, functions: 
         raise Broken(rules.POOLING, "max pooling of values that are not quantized, then or later", remedy)
     if any(x.pads) and not padded:
         raise Broken(rules.PADDING, f"padding {x.pads} that no convolution takes up", rules.REMEDIES["Pad"])
-
-
-def _reals(value: Any) -> NDArray[np.float64]:
-    """A constant of the file as numbers."""
-    return np.asarray(value, np.float64)
-
-
-def _window(attributes: dict[str, Any], kernel: tuple[int, ...]) -> Window:
-    names = {"strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1)}
-    return Window(kernel, **{name: tuple(attributes.get(name, value)) for name, value in names.items()})  # type: ignore[arg-type]
-
-
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    values = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    return {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
-
-
-# ---- constants ----
-
-
-def _fold(node: onnx.NodeProto, inputs: list[Value]) -> list[Value]:
-    """Compute a node whose inputs are constants; quantized ones stay integers and scale."""
-    if node.op_type in ("Quant", "IntQuant"):
-        return [_quantized_constant(node, inputs)]
-    if node.op_type == "BipolarQuant":
-        value, scale = map(_reals, inputs)
-        return [Weights(np.where(value >= 0, 1, -1), scale, "BIPOLAR")]
-    weights = inputs[0] if inputs else None
-    if isinstance(weights, Weights) and node.op_type == "Transpose":
-        order = _attributes(node)["perm"]
-        scale = weights.scale.transpose(order) if weights.scale.ndim == len(order) else weights.scale
-        return [Weights(weights.integers.transpose(order), scale, weights.datatype)]
-    if isinstance(weights, Weights) and node.op_type == "Identity":
-        return [weights]
-    plain = [each.real.astype(np.float32) if isinstance(each, Weights) else each for each in inputs]
-    return _evaluate(node, plain)
-
-
-def _evaluate(node: onnx.NodeProto, inputs: list[Any]) -> list[Value]:
-    from onnx.reference import ReferenceEvaluator
-
-    try:
-        evaluator = ReferenceEvaluator(node)
-    except (NotImplementedError, RuntimeError, ValueError) as error:
-        remedy = "export constants that need no computation"
-        raise Broken(rules.OPERATION, f"{node.op_type} on constants", remedy) from error
-    feeds = {name: value for name, value in zip(node.input, inputs, strict=True) if name}
-    return list(evaluator.run(None, feeds))
-
-
-def _quantized_constant(node: onnx.NodeProto, inputs: list[Value]) -> Weights:
-    value, scale, zero_point, bits = (np.asarray(each) for each in inputs)
-    if zero_point.any():
-        found = f"weights with zero point {zero_point.ravel()[0]:g}"
-        raise Broken(rules.ZERO_POINT, found, "use a symmetric weight quantizer, such as Int8WeightPerChannelFloat")
-    if bits.size != 1 or bits != np.round(bits):
-        raise Broken(
-            rules.WEIGHTS, "weight bits that differ or are not whole", "use one whole number of bits per layer"
-        )
-    attributes = _attributes(node)
-    signed, narrow = bool(attributes.get("signed", 1)), bool(attributes.get("narrow", 0))
-    quantizer = make_quantizer(np.ones(1), int(bits.item()), signed, narrow)
-    rounding = _rounding(attributes)
-    integers = rounding(np.clip(value / scale, quantizer.lowest, quantizer.highest)).astype(np.int64)
-    return Weights(integers, scale.astype(np.float64), f"INT{max(2, int(bits.item()) + (not signed))}")
-
-
-def _rounding(attributes: dict[str, Any]) -> Callable[[NDArray[Any]], NDArray[Any]]:
-    modes = {"ROUND": np.round, "FLOOR": np.floor, "CEIL": np.ceil, "ROUND_TO_ZERO": np.trunc}
-    mode = attributes.get("rounding_mode", "ROUND").upper()
-    if mode not in modes:
-        raise Broken(rules.ROUNDING, mode, "round weights to nearest")
-    return modes[mode]  # type: ignore[return-value]
 
 
 Handler = Callable[[_Walk, onnx.NodeProto, list[Value]], Iterable[Value]]

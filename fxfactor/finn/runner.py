@@ -260,7 +260,8 @@ class Job:
                 "programs, or choose a smaller input size, and call again"
             )
         tail = " | ".join(log.read_text(errors="replace").strip().splitlines()[-3:])
-        raise FinnError(f"FINN's process ended with status {status} in step {step}; its last words: {tail}; {INSTALL}")
+        remedy = INSTALL if step == "start" else "report it with the file as a defect of fxfactor"
+        raise FinnError(f"FINN's process ended with status {status} after {step}; its last words: {tail}; {remedy}")
 
     def _receive(self, event: dict[str, Any], outcome: Outcome, kept: Path) -> None:
         kind = event["event"]

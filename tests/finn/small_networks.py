@@ -226,6 +226,9 @@ TAKEN: dict[str, Build] = {
     "1x1, stride 2": lambda: chain(conv(8, 8, 1, stride=2), norm(8), relu(), features=8 * 16),
     "kernel 1x3": lambda: chain(conv(8, 8, (1, 3)), norm(8), relu()),
     "kernel 5x5": lambda: chain(conv(8, 8, 5), norm(8), relu()),
+    "on one pixel": lambda: chain(nn.MaxPool2d(8), conv(8, 8), norm(8), relu(), features=8),
+    "on one row": lambda: chain(nn.MaxPool2d((8, 1)), conv(8, 8, stride=2), norm(8), relu(), features=8 * 4),
+    "depthwise on one pixel": lambda: chain(nn.MaxPool2d(8), conv(8, 8, groups=8), norm(8), relu(), features=8),
     "padding (1, 0)": lambda: chain(conv(8, 8, padding=(1, 0)), norm(8), relu(), features=8 * 48),
     "dilation 2": lambda: chain(conv(8, 8, dilation=2, padding=2), norm(8), relu()),
     "padding as an operation": lambda: chain(

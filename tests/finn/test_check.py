@@ -75,3 +75,18 @@ def test_every_broken_rule_is_found_not_only_the_first(write: Write) -> None:
     )
     found = {finding.found for finding in fxfactor.finn.check(write(build(lambda: model)))}
     assert {"groups=4 with 8 input and 8 output channels", "HardSwish", "9 bits"} <= found
+
+
+def test_the_place_of_a_split_and_the_name_of_a_gate() -> None:
+    ahead, behind = (
+        [nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64), nn.ReLU()],
+        [nn.BatchNorm2d(64), nn.SiLU(), nn.Conv2d(64, 8, 1)],
+    )
+    model = nn.Sequential(*ahead, nn.Conv2d(64, 64, 3, groups=32), *behind).eval()
+    qmodel = fxfactor.transform(model, level=0, bits=4, example_inputs=torch.randn(1, 3, 8, 8))
+    found = {finding.found: finding for finding in fxfactor.finn.check(qmodel)}
+    assert found["32 branches"].site == "3"
+    assert not found["32 branches"].blocks
+    silu = found["SiLU, x · sigmoid(x)"]
+    assert (silu.site, silu.blocks) == ("5", True)
+    assert "ReLU" in silu.remedy

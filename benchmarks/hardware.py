@@ -1,0 +1,228 @@
+"""From file to FINN's estimates: time and memory beside FINN's own flow, and what levels and bits cost in hardware.
+
+    python benchmarks/hardware.py time                    # ResNet-18, 224 × 224: fxfactor.finn.estimate beside StreamlinePlus
+    python benchmarks/hardware.py table --network resnet20 mobilenet_v2     # level × bits × board, for docs/finn.md
+
+Both ways of `time` start from the same file and end with FINN's estimate reports; each runs in a process of its own, whose
+memory is the sum over it and what it starts, sampled ten times a second. FINN's own way takes its steps as they are, with
+the streamlining of its ResNet examples (StreamlinePlus), and checks nothing on the way; `fxfactor.finn.estimate` executes
+the graph at the end. Needs finn-plus, psutil and torchvision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torchvision import models
+
+import fxfactor
+
+HERE = Path(__file__).resolve().parent
+BOARDS = ("Pynq-Z2", "ZCU104")
+LEVELS: tuple[Any, ...] = (0, 1, 3, "depthwise")
+TARGETS = {"resnet20": 2000, "mobilenet_v2": 32}
+"""Frames per second that the table asks FINN for first; then four times as many, or as few, until they just fit."""
+FACTOR, SLOWEST = 4, 32
+console = Console(width=160)
+
+
+def network(name: str, data: Path | None, size: int) -> tuple[nn.Module, torch.Tensor]:
+    """A network and one input. ResNet-20 is the trained one; the others are random, with batch norms that differ by channel."""
+    if name == "resnet20":
+        sys.path.insert(0, str(data))
+        import realdata
+
+        return realdata.cifar_resnet(20).eval(), torch.randn(1, 3, 32, 32)
+    model = models.get_model(name, weights=None).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.3, 0.3)
+    return model, torch.randn(1, 3, size, size)
+
+
+def written(model: nn.Module, images: torch.Tensor, level: Any, bits: int, folder: Path) -> Path:
+    """The exported file."""
+    file = folder / f"{level}-{bits}.onnx"
+    qmodel = fxfactor.transform(model, level=level, bits=bits, example_inputs=images)
+    fxfactor.export(qmodel, file, target="finn", example_inputs=images)
+    return file
+
+
+# ---- time and memory ----
+
+
+def run_ours(file: Path, folder: Path, board: str, target_fps: int) -> None:
+    """From the file to the estimates, without anything cached."""
+    result = fxfactor.finn.estimate(file, board=board, target_fps=target_fps, cache=folder / "cache")
+    print(f"{result.fps:.1f} fps, {result.total.lut:,} LUT, {result.total.bram18:,} BRAM18")
+
+
+def run_finns(file: Path, folder: Path, board: str, target_fps: int) -> None:
+    """FINN's own steps, with the streamlining that it ships for networks with forks and joins."""
+    import os
+
+    from fxfactor.finn.worker import require_finn
+
+    os.environ["FINN_BUILD_DIR"] = str(folder)
+    require_finn()
+    from finn.builder.build_dataflow_config import DataflowBuildConfig, DataflowOutputType, ShellFlowType
+    from finn.builder.build_dataflow_steps import build_dataflow_step_lookup as steps
+    from finn.builder.custom_step_library.resnet import step_resnet_streamline
+    from qonnx.core.modelwrapper import ModelWrapper
+
+    config = DataflowBuildConfig(
+        output_dir=str(folder / "out"), board=board, synth_clk_period_ns=5.0, target_fps=target_fps,
+        shell_flow_type=ShellFlowType.VIVADO_ZYNQ, generate_outputs=[DataflowOutputType.ESTIMATE_REPORTS],
+        standalone_thresholds=True,
+    )  # fmt: skip
+    (folder / "out" / "intermediate_models").mkdir(parents=True)
+    model = ModelWrapper(str(file))
+    for step in (
+        "step_qonnx_to_finn", "step_tidy_up", "streamline", "step_convert_to_hw", "step_minimize_bit_width_initial",
+        "step_create_dataflow_partition", "step_specialize_layers", "step_target_fps_parallelization",
+        "step_apply_folding_config", "step_minimize_bit_width", "step_generate_estimate_reports",
+    ):  # fmt: skip
+        started = time.monotonic()
+        model = steps.get(step, step_resnet_streamline)(model, config)
+        print(f"{step}: {time.monotonic() - started:.1f} s", file=sys.stderr)
+    report = folder / "out" / "report"
+    performance = json.loads((report / "estimate_network_performance.json").read_text())
+    total = json.loads((report / "estimate_layer_resources.json").read_text())["total"]
+    fps = performance["estimated_throughput_fps"]
+    print(f"{fps:.1f} fps, {total['LUT']:,.0f} LUT, {total['BRAM_18K']:,.0f} BRAM18")
+
+
+def watched(command: list[str]) -> dict[str, Any]:
+    """Run a command: seconds, CPU seconds, peak memory in GiB of it and what it starts, and the last line it printed."""
+    import psutil
+
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as log:
+        started = time.monotonic()
+        process = psutil.Popen(command, stdout=out, stderr=log)
+        peak, cpu = 0, {}
+        while process.poll() is None:
+            try:
+                tree = [process, *process.children(recursive=True)]
+                peak = max(peak, sum(one.memory_info().rss for one in tree))
+                cpu.update({one.pid: sum(one.cpu_times()[:2]) for one in tree})
+            except psutil.NoSuchProcess:
+                pass
+            time.sleep(0.1)
+        seconds = time.monotonic() - started
+        out.seek(0)
+        log.seek(0)
+        measured = {"seconds": seconds, "cpu": sum(cpu.values()), "gib": peak / 2**30}
+        if process.returncode:
+            return {**measured, "result": log.read().strip().splitlines()[-1]}
+        return {**measured, "result": out.read().strip().splitlines()[-1]}
+
+
+def compare_times(options: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model, images = network("resnet18", options.data, 224)
+        level, bits = options.level[0], options.bits[0]
+        file = written(model, images, level, bits, folder)
+        table = Table(title=f"ResNet-18, 224 × 224, level {level}, {bits} bits: file to estimates")
+        for column in ("way", "seconds", "CPU seconds", "peak GiB", "estimate"):
+            table.add_column(column, justify="left" if column in ("way", "estimate") else "right")
+        cpu: dict[str, list[float]] = {}
+        for repeat in range(options.repeats):
+            for way in ("fxfactor.finn.estimate", "FINN's steps, StreamlinePlus"):
+                work = folder / f"{repeat}{len(way)}"
+                work.mkdir()
+                row = watched([sys.executable, __file__, "one", way, str(file), str(work)])
+                cpu.setdefault(way, []).append(row["cpu"])
+                table.add_row(way, f"{row['seconds']:.0f}", f"{row['cpu']:.0f}", f"{row['gib']:.1f}", row["result"])
+        ours, theirs = cpu.values()
+        ratios = sorted(b / a for a, b in zip(ours, theirs, strict=True))
+        spread = f"{statistics.median(ratios):.1f} ({ratios[0]:.1f} … {ratios[-1]:.1f})"
+        table.caption = f"CPU time, theirs to ours: {spread}"
+        console.print(table)
+
+
+# ---- level × bits × board ----
+
+
+def fastest(file: Path, board: str, target: int, cache: Path) -> tuple[int, Any]:
+    """The target that fits the board and its estimate: from `target` on four times as much, or as little, at a time.
+
+    Where nothing fits, the estimate for the smallest target tried.
+    """
+
+    def ask(fps: int) -> Any:
+        return fxfactor.finn.estimate(file, board=board, target_fps=fps, cache=cache)
+
+    result = ask(target)
+    while not result.fits and target > SLOWEST:
+        target //= FACTOR
+        result = ask(target)
+    while result.fits and result.fps >= target:
+        faster = ask(target * FACTOR)
+        if not faster.fits or faster.fps <= result.fps:
+            break
+        target, result = target * FACTOR, faster
+    return target, result
+
+
+def costs(name: str, options: argparse.Namespace, folder: Path) -> Iterator[list[str]]:
+    """A row of the table for every level, bit width and board."""
+    model, images = network(name, options.data, 224)
+    for level in options.level:
+        for bits in options.bits:
+            file = written(model, images, level, bits, folder)
+            for board in BOARDS:
+                target, result = fastest(file, board, TARGETS[name], folder / "cache")
+                names = ("lut", "bram18", "dsp")
+                cells = [f"{getattr(result.total, key):,} ({100 * result.shares[key]:.0f} %)" for key in names]
+                yield [board, str(level), str(bits), *cells, f"{result.fps:,.0f}", str(target), str(result.fits)]
+
+
+def show_costs(options: argparse.Namespace) -> None:
+    columns = ["board", "level", "bits", "LUT", "BRAM18", "DSP", "frames/s", "asked for", "fits"]
+    for name in options.network:
+        print(f"\n{name}, 200 MHz\n")
+        print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            for row in costs(name, options, Path(folder)):
+                print(f"| {' | '.join(row)} |", flush=True)
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["one"]:
+        way, file, folder = sys.argv[2:]
+        run = run_ours if way.startswith("fxfactor") else run_finns
+        run(Path(file), Path(folder), "ZCU104", 30)
+        return
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("what", choices=("time", "table"))
+    parser.add_argument("--network", nargs="+", choices=tuple(TARGETS), default=list(TARGETS))
+    parser.add_argument("--level", nargs="+", type=lambda text: int(text) if text.isdigit() else text)
+    parser.add_argument("--bits", nargs="+", type=int)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data")
+    options = parser.parse_args()
+    options.level = options.level or ([0] if options.what == "time" else list(LEVELS))
+    options.bits = options.bits or ([4] if options.what == "time" else [2, 4, 8])
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    compare_times(options) if options.what == "time" else show_costs(options)
+
+
+if __name__ == "__main__":
+    main()
