@@ -111,6 +111,8 @@ def brevitas_ptq(
             weight_param_method="mse", act_param_method="stats", weight_narrow_range=True,
         )  # fmt: skip
         ptq.calibrate(loader, quantized)
+        with torch.no_grad():
+            quantized(calibration[0])  # its weight scales are found at the first call
         if gptq:
             ptq.apply_gptq(loader, quantized, act_order=True, use_quant_activations=True, create_weight_orig=True)
         ptq.apply_bias_correction(loader, quantized)
@@ -134,9 +136,6 @@ def measure(options: argparse.Namespace, realdata: Any) -> Iterator[Row]:
         model = realdata.cifar_resnet(depth)
         base = {"network": f"ResNet-{depth}", "calibration": options.calibration, "seed": options.seed}
         yield from rows(iter([("original", model)]), **base, level=0, bits=None)
-        for bits in options.bits if options.brevitas else ():
-            for backend in ("fx", "layerwise"):
-                yield from rows(brevitas_ptq(model, calibration, bits, backend), **base, level=0, bits=bits)
         for level in options.level:
             fitted = []
             for row in rows(_remember(factorized(fxfactor.capture(model, train[0][:1]), calibration, level), fitted),
@@ -145,6 +144,9 @@ def measure(options: argparse.Namespace, realdata: Any) -> Iterator[Row]:
                     yield row
             for bits in options.bits:
                 yield from rows(steps_of(model, train, options, fitted[-1], bits), **base, level=level, bits=bits)
+        for bits in options.bits if options.brevitas else ():
+            for backend in ("fx", "layerwise"):
+                yield from rows(brevitas_ptq(model, calibration, bits, backend), **base, level=0, bits=bits)
 
 
 def _remember(steps: Iterator[tuple[str, GraphModule]], seen: list[GraphModule]) -> Iterator[tuple[str, GraphModule]]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fxfactor.pipeline import Change, Pass, PassResult, Pipeline, Skip
     from fxfactor.plan import LayerPlan, Plan, groups_at
     from fxfactor.reconstruct import reconstruct
+    from fxfactor.rounding import round_weights
     from fxfactor.search import search
     from fxfactor.summary import summary
     from fxfactor.transform import transform
@@ -59,6 +60,7 @@ __all__ = [
     "groups_at",
     "load",
     "reconstruct",
+    "round_weights",
     "save",
     "search",
     "summary",
@@ -73,6 +75,7 @@ _MODULES = {
     "export": ("Exported", "export"),
     "pipeline": ("Change", "Pass", "PassResult", "Pipeline", "Skip"),
     "plan": ("LayerPlan", "Plan", "groups_at"),
+    "rounding": ("round_weights",),
 }
 """Where public names live that are not in a module of their own name."""
 

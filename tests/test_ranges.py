@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -26,6 +26,7 @@ def error(values: Tensor, limit: float, bits: int, signed: bool) -> float:
     return float(((values / scale).round().clamp(low, high) * scale - values).square().mean())
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6, allow_nan=False), min_size=1, max_size=50), st.integers(1, 49))
 def test_every_value_is_counted_near_where_it_is(values, split):
     x = torch.tensor(values, dtype=torch.float64)
