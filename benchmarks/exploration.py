@@ -131,7 +131,7 @@ class Judge:
         return self.accuracy(plan), self.distance(plan)
 
 
-def budgets(data: Cifar, shares: tuple[float, ...], measures: tuple[Any, ...]) -> None:
+def budgets(data: Cifar, shares: tuple[float, ...], measures: tuple[Any, ...], levels: range) -> None:
     """Accuracy under a budget of BOPs: searched, by the program alone, best uniform, mixed precision without factors."""
     graph = fxfactor.capture(data.model, data.calibration[0][:1]).eval()
     space = space_of(graph, LEVELS, BITS)
@@ -153,16 +153,16 @@ def budgets(data: Cifar, shares: tuple[float, ...], measures: tuple[Any, ...]) -
             row["mixed precision, whole"] = judge.best([best_plan(whole, errors, limits, each, 8) for each in measures])
         except fxfactor.PreconditionError:
             row["mixed precision, whole"] = "none fits"
-        uniform = dict(_uniform(data, space, limits["bops"]))
+        uniform = dict(_uniform(data, space, limits["bops"], levels))
         row["uniform"] = judge.best(list(uniform.values()))
         row["uniform plan"] = min(uniform, key=lambda name: judge.distance(uniform[name]))
         print(json.dumps(row), flush=True)
 
 
-def _uniform(data: Cifar, space: Space, most: float) -> Iterator[tuple[str, Plan]]:
+def _uniform(data: Cifar, space: Space, most: float, levels: range) -> Iterator[tuple[str, Plan]]:
     """Of every level the dearest uniform plan within the budget, with 8 bits where tensors are added as in a searched plan."""
     graph = fxfactor.capture(data.model, data.calibration[0][:1]).eval()
-    for level in range(7):
+    for level in levels:
         fitting = []
         for weight in BITS:
             for activation in BITS:
@@ -201,7 +201,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("grid", "budgets", "resnet50"))
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
-    parser.add_argument("--levels", type=int, default=7, help="grid: levels 0 … levels−1")
+    parser.add_argument("--levels", type=int, default=7, help="of the grid and of uniform plans: 0 … levels−1")
+    parser.add_argument("--measures", nargs="+", default=COMPARED, help="budgets: of several, plans are compared")
     parser.add_argument("--bits", type=int, nargs="+", default=GRID_BITS)
     parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS)
     parser.add_argument("--images", type=int, default=16, help="resnet50: images")
@@ -210,7 +211,7 @@ def main() -> None:
     if options.what == "grid":
         grid(Cifar(options.data), range(options.levels), tuple(options.bits))
     elif options.what == "budgets":
-        budgets(Cifar(options.data), tuple(options.budgets), COMPARED)
+        budgets(Cifar(options.data), tuple(options.budgets), tuple(options.measures), range(options.levels))
     else:
         resnet50(options.images)
 

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from fxfactor.budget import UNITS, Budget
-from fxfactor.dataflow import is_average_pooling, is_concatenation, is_join, quantizer_of, tensor_inputs
+from fxfactor.dataflow import is_average_pooling, is_join, tensor_inputs
 from fxfactor.errors import PreconditionError
 from fxfactor.export import export
 from fxfactor.finn.costs import Chain, Geometry, Prices, Target, chains, datatype, price, thresholds
 from fxfactor.finn.runner import estimate
-from fxfactor.graph import Site, module_of, shape_of, sites
+from fxfactor.graph import Site, is_quantizer, module_of, shape_of, sites
 from fxfactor.options import Shape, Space
 from fxfactor.passes import Quantize
 from fxfactor.pipeline import Pipeline
@@ -37,8 +37,6 @@ from fxfactor.transform import transform
 
 SUMMED = ("lut", "bram", "dsp")
 _MOST_ATTEMPTS = 8
-_TYPICAL_BITS = 4
-"""Weight and activation bits of the layer before, where what it gives enters thresholds; they change the width a little."""
 
 
 def board_limits(budget: Budget, whole: Mapping[str, float], target: Target) -> dict[str, float]:
@@ -58,7 +56,7 @@ def target_of(board: str, clock_ns: float, target_fps: int, cycles: float | None
 
 def price_space(graph: GraphModule, space: Space, target: Target, join_bits: int) -> Space:
     """The space with FINN's costs of every choice. Raises PreconditionError on layers that FINN has no unit for."""
-    layers = _Layers(graph, join_bits)
+    layers = HardwareLayers(graph, join_bits)
     parts: dict[tuple[str, Shape, LayerPlan], Counter[Chain]] = {}
     for name in space.shapes:
         for shape, layer in space.layers(name):
@@ -92,81 +90,99 @@ def plan_within(
 ) -> Plan:
     """A plan whose whole network is within the limits as FINN estimates it, explained with these totals.
 
-    `quick` and `thorough` give plans whose sites are within the limits that they are given. `quick`'s is only made to see
-    what FINN counts beyond the sites, which is taken off the limits. It differs a little from plan to plan, so each one
-    of `thorough` is estimated too, until one is within.
+    `quick` and `thorough` give plans whose sites are within the limits that they are given. What FINN counts beyond the
+    sites is taken off the limits; it differs a little from plan to plan, so each plan of `quick` is estimated, until one
+    is within. `thorough` is asked once for a better one, which is taken if it is within too.
     Raises PreconditionError where no plan is found.
     """
-    plan, margin = _first(limits, quick), 0.0
+    plan, left = _first(limits, quick), dict(limits)
     for attempt in range(_MOST_ATTEMPTS):
         whole = estimate_plan(model, plan, example, target)
-        why = plan.explain()
-        if attempt and all(whole[name] <= limits[name] for name in whole):
-            told = f"on {target}, as FINN estimates the whole network; each site with its own hardware"
-            return replace(
-                plan, explanation=replace(why, budget=dict(limits), totals={**why.totals, **whole}, target=told)
-            )
-        rest = {name: whole[name] - why.totals[name] for name in SUMMED}
-        left = dict(limits)
+        if attempt and _within(whole, limits):
+            break
+        sites = plan.explain().totals
+        rest = {name: whole[name] - sites[name] for name in SUMMED}
+        margin = 0.01 * attempt
         left.update({name: max(1.0, limits[name] * (1 - margin) - rest[name]) for name in SUMMED})
         try:
-            plan = thorough(left)
+            plan = quick(left)
         except PreconditionError as error:
             raise PreconditionError(
                 f"no plan was found within the limits on {target}: "
                 f"{', '.join(f'{count:,.0f} {UNITS[name]}' for name, count in rest.items())} are needed beside the layers, "
                 f"for additions, copies of streams and thresholds, and of what is left, {error}; or lower join_bits"
             ) from error
-        margin += 0.01
-    raise PreconditionError(
-        f"{_MOST_ATTEMPTS - 1} plans on {target} had more than the limits as FINN estimates them, the last one by "
-        f"{max(whole[name] / limits[name] for name in whole) - 1:.1%}; raise the budget by so much"
-    )
+    else:
+        raise PreconditionError(
+            f"{_MOST_ATTEMPTS - 1} plans on {target} had more than the limits as FINN estimates them, the last one by "
+            f"{max(whole[name] / limits[name] for name in whole) - 1:.1%}; raise the budget by so much"
+        )
+    better = thorough(left)
+    if better != plan:
+        found = estimate_plan(model, better, example, target)
+        if _within(found, limits):
+            plan, whole = better, found
+    why = plan.explain()
+    told = f"on {target}, as FINN estimates the whole network; each site with its own hardware"
+    return replace(plan, explanation=replace(why, budget=dict(limits), totals={**why.totals, **whole}, target=told))
+
+
+def _within(whole: Prices, limits: Mapping[str, float]) -> bool:
+    return all(whole[name] <= limits[name] for name in whole)
 
 
 def _first(limits: Mapping[str, float], quick: Callable[[Mapping[str, float]], Plan]) -> Plan:
-    """A plan well within the limits if there is one, since the layers will not get all of them."""
-    for share in (0.5, 0.75):
+    """A plan of about half the limits if there is one; of more than all where the sum over the sites overrates it."""
+    for share in (0.5, 0.75, 1.0, 1.5):
         with suppress(PreconditionError):
             return quick({name: limit * share if name in SUMMED else limit for name, limit in limits.items()})
     return quick(limits)
 
 
-class _Layers:
-    """The sites of a network as FINN's hardware layers."""
+class HardwareLayers:
+    """The sites of a network as FINN's hardware layers.
+
+    Thresholds are counted at the layer that reads what they give, whose activation bits they depend on most; those that
+    only an addition reads at the layer before, on whose sums their width depends.
+    """
 
     def __init__(self, graph: GraphModule, join_bits: int) -> None:
         self.join_bits = join_bits
         self.graph = Pipeline(Quantize(weight_bits=8, activation_bits=8))(graph).graph
         self.originals = sites(graph)
-        self.sites = sites(self.graph)
         self.geometries = {name: _geometry(site) for name, site in self.originals.items()}
         self.spreads: dict[tuple[str, int], tuple[float, float]] = {}
-        self.quantizers = {name: tensor_inputs(site.nodes[0])[0] for name, site in self.sites.items()}
-        self.first_readers = set(
-            {quantizer_of(node): name for name, node in reversed(self.quantizers.items())}.values()
-        )
+        found = sites(self.graph)
+        self.by_layer = {site.modules[-1]: name for name, site in found.items()}
+        self.inputs = {name: quantizer_node(site.nodes[0]) for name, site in found.items()}
+        self.before = {node: name for name, node in reversed(self.inputs.items())}
+        self.after: dict[str, list[Node]] = {}
+        for node in self.graph.graph.nodes:
+            maker = self._maker(node) if is_quantizer(module_of(node)) and node not in self.before else None
+            if maker in self.geometries:
+                self.after.setdefault(maker, []).append(node)
 
     def chains(self, name: str, shape: Shape, layer: LayerPlan) -> Iterator[Chain]:
-        """The hardware layers of a choice, with the thresholds before it."""
+        """The hardware layers of a choice, with the thresholds that are counted there."""
         whole, weight_bits, bits = self.geometries[name], layer.weight_bits, layer.activation_bits
         if weight_bits is None or bits is None:
             raise PreconditionError(f"{name!r}: FINN computes in integers; give bits, not None, with a board")
-        quantizer = self.quantizers[name]
-        signed = is_signed(cast(nn.Module, quantizer_of(quantizer)))
-        width = self._width_before(quantizer)
-        if width is not None and name in self.first_readers:
-            yield thresholds(_channels(quantizer), shape_of(quantizer)[2:], width, bits, signed)
-        if shape.groups is None:
-            yield from chains(
-                whole, weight_bits, datatype(bits, signed), self._width(name, whole, weight_bits, bits, signed)
-            )
-            return
-        spatial, pointwise = _factors(whole, shape)
-        middle = self._width(name, spatial, weight_bits, bits, signed)
-        yield from chains(spatial, weight_bits, datatype(bits, signed), middle)
-        yield thresholds(spatial.out_channels, spatial.out_size, middle, bits, True)
-        yield from chains(pointwise, weight_bits, datatype(bits), self._width(name, pointwise, weight_bits, bits, True))
+        node = self.inputs[name]
+        signed = _is_signed(node)
+        entering = self._width_before(node, weight_bits, bits)
+        if entering is not None and self.before[node] == name:
+            yield _thresholds(shape_of(node)[1], shape_of(node)[2:], entering, bits, signed)
+        first = whole
+        if shape.groups is not None:
+            first, whole = _factors(whole, shape)
+            middle = self._width(name, first, weight_bits, bits, signed)
+            yield from chains(first, weight_bits, datatype(bits, signed), middle)
+            yield _thresholds(first.out_channels, first.out_size, middle, bits, True)
+            signed = True
+        width = self._width(name, whole, weight_bits, bits, signed)
+        yield from chains(whole, weight_bits, datatype(bits, signed), width)
+        for behind in self.after.get(name, ()):
+            yield _thresholds(shape_of(behind)[1], shape_of(behind)[2:], width, self.join_bits, _is_signed(behind))
 
     def _width(self, name: str, layer: Geometry, weight_bits: int, bits: int, signed: bool) -> int:
         """Bits of the sums, as FINN makes them just wide enough for the weights at hand (factors: for like weights)."""
@@ -188,25 +204,52 @@ class _Layers:
             )
         return self.spreads[name, bits]
 
-    def _width_before(self, quantizer: Node) -> int | None:
-        """Bits of the integers that enter the thresholds of a quantizer; None for the network's input."""
-        node = quantizer
-        by_module = {site.modules[-1]: name for name, site in self.sites.items()}
-        while (inputs := tensor_inputs(node)) and not is_concatenation(node):
+    def _width_before(self, quantizer: Node, weight_bits: int, bits: int) -> int | None:
+        """Bits of the integers that enter the thresholds of a quantizer; None for the network's input.
+
+        The layer before is taken to have the same bits, since what it gets is another choice.
+        """
+        maker = self._maker(quantizer)
+        if isinstance(maker, str):
+            return self._width(maker, self.geometries[maker], weight_bits, bits, False)
+        if maker is None:
+            return None
+        if not is_average_pooling(maker):
+            return self.join_bits
+        positions = math.prod(shape_of(tensor_inputs(maker)[0])[2:]) / math.prod(shape_of(maker)[2:])
+        return self.join_bits + math.ceil(math.log2(positions))
+
+    def _maker(self, node: Node) -> str | Node | None:
+        """What computes the integers that a quantizer gets: a site, or the node of an addition or average pooling."""
+        while inputs := tensor_inputs(node):
             node = inputs[0]
-            if is_join(node):
-                return self.join_bits + 1
-            if is_average_pooling(node):
-                positions = math.prod(shape_of(tensor_inputs(node)[0])[2:]) / math.prod(shape_of(node)[2:] or (1,))
-                return _TYPICAL_BITS + math.ceil(math.log2(max(positions, 1)))
-            name = by_module.get(module_of(node))
+            if is_join(node) or is_average_pooling(node):
+                return node
+            name = self.by_layer.get(cast(nn.Module, module_of(node)))
             if name is not None:
-                return self._width(name, self.geometries[name], _TYPICAL_BITS, _TYPICAL_BITS, False)
+                return name
         return None
 
 
-def _channels(node: Node) -> int:
-    return shape_of(node)[1]
+def _thresholds(channels: int, size: tuple[int, ...], width: int, bits: int, signed: bool) -> Chain:
+    """Thresholds, counted in look-up tables.
+
+    FINN reckons with block RAM where they have exactly 9 or 18 bits. How many they have is known to a bit or two only, so
+    no plan shall bet on it.
+    """
+    return thresholds(channels, size, width + 1 if width in (9, 18) else width, bits, signed)
+
+
+def quantizer_node(layer: Node) -> Node:
+    """The node of the quantizer that a layer reads."""
+    node = tensor_inputs(layer)[0]
+    while not is_quantizer(module_of(node)):
+        node = tensor_inputs(node)[0]
+    return node
+
+
+def _is_signed(quantizer: Node) -> bool:
+    return is_signed(cast(nn.Module, module_of(quantizer)))
 
 
 def _geometry(site: Site) -> Geometry:

@@ -28,10 +28,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx import GraphModule, Interpreter, Node
-from torch.utils._pytree import tree_leaves
 
 from fxfactor.errors import PreconditionError
 from fxfactor.factors import Factors, Moments, fitted_factors, svd_factors
+from fxfactor.gradients import both_measures, gradients_of
 from fxfactor.graph import TRANSPOSED, Site, shape_of, sites
 from fxfactor.options import Bits, Shape, Space
 from fxfactor.passes.factorize_depth import convolution_like, pointwise_like
@@ -43,8 +43,6 @@ from fxfactor.statistics import importance_of, moments_of, receiver_of_shift
 Measure = Literal["both", "loss", "output", "weighted"]
 MEASURES: tuple[Measure, ...] = ("both", "loss", "output", "weighted")
 
-DRAWS = 8
-TEMPERATURE = 4.0
 _CHUNK_BYTES = 3 << 28
 _ROUNDS = 4
 _HISTOGRAM_IMAGES = 32
@@ -181,14 +179,14 @@ class _Sensitivity:
             with torch.enable_grad():
                 taps = self._run(part)
                 outputs = [taps.outputs[site.nodes[0]] for site in self.sites.values()]
-                gradients = _gradients(taps.result, outputs, generator)  # type: ignore[attr-defined]
+                gradients = gradients_of(taps.result, outputs, generator)  # type: ignore[attr-defined]
             for (name, site), y, g in zip(self.sites.items(), outputs, gradients, strict=True):
                 y = y.detach()
                 spread[name] += (y - y.mean(0, keepdim=True)).square().sum(dtype=torch.float64)
                 with torch.no_grad():
                     for table, key, delta in self._changes(name, site, taps.inputs[site.nodes[0]], y):
                         values = getattr(sums[name], table)
-                        values[key] = values.get(key, 0) + _both_measures(delta, g)
+                        values[key] = values.get(key, 0) + both_measures(delta, g)
         for name, errors in sums.items():
             scale = torch.tensor([0.5 / len(images), 1 / max(float(spread[name]), 1e-30)], dtype=torch.float64)
             for measured in (errors.weights, errors.activations):
@@ -267,37 +265,3 @@ def _fit(site: Site, shape: Shape, moments: Moments) -> Factors:
     if receiver_of_shift(site) is None:
         return Factors(factors.spatial, factors.pointwise, factors.relative_error)
     return factors
-
-
-def _gradients(result: Any, at: list[Tensor], generator: torch.Generator) -> list[Tensor]:
-    """g for every tensor in `at`: (N, DRAWS, elements), the gradients of what may be seen in the network's output.
-
-    For logits (N, K): log p(c) with p = softmax(logits / TEMPERATURE) and c drawn from p, times TEMPERATURE squared (as
-    in distillation). For any other output: a random direction, with the output in units of its standard deviation.
-    """
-    leaves = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.requires_grad]
-    found: list[list[Tensor]] = [[] for _ in at]
-    for draw in range(DRAWS):
-        seeds = [_seed(leaf.detach(), generator) for leaf in leaves]
-        last = draw == DRAWS - 1
-        gradients = torch.autograd.grad(leaves, at, seeds, retain_graph=not last, allow_unused=True)
-        for index, (gradient, y) in enumerate(zip(gradients, at, strict=True)):
-            found[index].append((torch.zeros_like(y) if gradient is None else gradient).flatten(1))
-    return [torch.stack(each, 1) for each in found]
-
-
-def _seed(leaf: Tensor, generator: torch.Generator) -> Tensor:
-    """The direction in the output that one draw looks at."""
-    if leaf.dim() == 2 and leaf.shape[1] > 1:
-        p = (leaf / TEMPERATURE).softmax(1)
-        chosen = torch.multinomial(p.cpu(), 1, generator=generator).to(leaf.device)
-        return torch.zeros_like(p).scatter_(1, chosen, 1.0) - p
-    direction = torch.randn(leaf.shape, generator=generator).to(leaf)
-    return direction / leaf.std().clamp_min(1e-12) / leaf[0].numel() ** 0.5
-
-
-def _both_measures(delta: Tensor, gradients: Tensor) -> Tensor:
-    """Σ over images of the mean over draws of (g·δ)², and Σδ²: (2,) float64."""
-    flat = delta.flatten(1)
-    seen = torch.einsum("nke,ne->nk", gradients, flat).double().square().mean(1).sum()
-    return torch.stack([seen, flat.square().sum(dtype=torch.float64)])

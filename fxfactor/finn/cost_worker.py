@@ -71,6 +71,7 @@ def price(request: dict[str, Any]) -> list[dict[str, int]]:
     )
     part = config._resolve_fpga_part()
     model, chains = build(request["chains"], part)
+    model.transform = lambda *_: model  # SetFolding tidies up behind itself, which takes minutes on 2,000 loose layers
     SetFolding(
         config._resolve_cycles_per_frame(), mvau_wwidth_max=config.mvau_wwidth_max, two_pass_relaxation=False
     ).apply(model)

@@ -189,7 +189,7 @@ def _node(kind: str, **attributes: Any) -> Node:
 def price(wanted: Sequence[Chain], target: Target) -> dict[Chain, Prices]:
     """What FINN's cost functions say for each chain, folded to the target's frames per second by FINN's SetFolding.
 
-    Cost: one process that imports FINN, and about a millisecond for every different chain.
+    Cost: one process that imports FINN, and about 3 ms for every different chain.
     Raises FinnError where FINN is missing or of another version, or refuses.
     """
     different = list(dict.fromkeys(wanted))

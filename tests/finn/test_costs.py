@@ -14,7 +14,7 @@ import fxfactor
 from fxfactor import Budget, FinnError, Plan, PreconditionError
 from fxfactor.candidates import best_plan
 from fxfactor.finn.costs import Geometry, Target, chains, price, thresholds
-from fxfactor.hardware import board_limits, estimate_plan, price_space
+from fxfactor.hardware import HardwareLayers, board_limits, estimate_plan, price_space
 from fxfactor.options import Shape, space_of
 from fxfactor.sensitivity import measure_errors
 
@@ -77,32 +77,36 @@ def test_a_target_in_cycles_and_limits_of_a_board() -> None:
 
 
 @pytest.mark.finn
-@pytest.mark.parametrize("board", ["ZCU104", "Pynq-Z2"])
+@pytest.mark.parametrize("board", ["ZCU104", pytest.param("Pynq-Z2", marks=pytest.mark.slow)])
 def test_sites_cost_what_finn_estimates_for_them_in_the_whole_network(board: str, tmp_path: Path) -> None:
     model, target = randomized(ResidualNet(16)), Target(board, target_fps=20_000)
     graph = fxfactor.capture(model, _images()[0][:1]).eval()
-    space = price_space(graph, space_of(graph, (2, "depthwise"), (3, 4), most_branches=16), target, 8)
     plan = replace(Plan.uniform(graph, 2, 4, 4), join_bits=8).with_layer("block.conv2", groups=16, weight_bits=3)
     made = fxfactor.transform(model, plan=plan, example_inputs=_images()[0][:1])
     fxfactor.export(made, tmp_path / "model.onnx", target="finn")
     whole = fxfactor.finn.estimate(tmp_path / "model.onnx", board, 20_000, cache=tmp_path)
-    for name, layer in plan.layers.items():
-        found = space.hardware[name, Shape(layer.groups, layer.mid), layer]
+    layers = HardwareLayers(graph, 8)
+    parts = {name: list(layers.chains(name, Shape(x.groups, x.mid), x)) for name, x in plan.layers.items()}
+    prices = price([chain for counts in parts.values() for chain in counts], target)
+    for name, counts in parts.items():  # thresholds carry the names of other nodes in FINN's report
+        mine = [prices[chain] for chain in counts if chain[-1][0] != "Thresholding"]
         there = [each for each in whole.layers if each.site.startswith(name)]
         assert there
-        assert found["bram"] == sum(each.resources.bram18 for each in there)
-        assert found["dsp"] == sum(each.resources.dsp for each in there)
-        assert found["cycles"] == max(each.cycles for each in there)
-    both = [sum(space.hardware[n, Shape(x.groups, x.mid), x]["lut"] for n, x in plan.layers.items()), whole.total.lut]
-    assert 0.5 * both[1] < both[0] <= both[1]  # the rest belongs to the addition
+        assert sum(each["bram"] for each in mine) == sum(each.resources.bram18 for each in there)
+        assert sum(each["dsp"] for each in mine) == sum(each.resources.dsp for each in there)
+        assert max(each["cycles"] for each in mine) == max(each.cycles for each in there)
+        assert sum(each["lut"] for each in mine) == pytest.approx(sum(each.resources.lut for each in there), rel=0.03)
+    total = sum(prices[chain]["lut"] for counts in parts.values() for chain in counts)
+    assert total == pytest.approx(whole.total.lut, rel=0.25)  # thresholds are as wide as the sums that bits allow
 
 
+@pytest.mark.slow
 @pytest.mark.finn
 def test_a_searched_plan_is_within_the_budget_as_finn_estimates_it() -> None:
     model, images = randomized(ResidualNet(16)), _images()
     settings: dict[str, Any] = {"board": "Pynq-Z2", "target_fps": 20_000, "bits": (2, 4), "measure": "both"}
     roomy = fxfactor.search(model, images, Budget(lut=0.5), **settings)
-    most = 0.8 * roomy.explain().totals["lut"]
+    most = 0.9 * roomy.explain().totals["lut"]
     plan = fxfactor.search(model, images, Budget(lut=round(most)), **settings)
     assert plan != roomy
     totals = plan.explain().totals
@@ -126,7 +130,7 @@ def test_for_resnet20_the_answer_differs_by_board(realdata: Any) -> None:
     for board in ("Pynq-Z2", "ZCU104"):
         target = Target(board, clock_ns=10, target_fps=3000)
         priced = price_space(graph, space, target, 8)
-        limits = board_limits(Budget(lut=20_000), priced.whole, target)  # as many LUTs for both: what is left differs
+        limits = board_limits(Budget(lut=30_000), priced.whole, target)  # as many LUTs for both: what is left differs
         plans[board] = best_plan(priced, errors, limits, "both", 8)
     assert plans["Pynq-Z2"] != plans["ZCU104"]
     loss = {board: sum(each.loss for each in plan.explain().layers.values()) for board, plan in plans.items()}
