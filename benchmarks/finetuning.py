@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
     parser.add_argument("--depth", type=int, default=20, help="20 or 32")
     parser.add_argument("--level", default="3")
-    parser.add_argument("--stages", type=_stage, nargs="+", default=[(8, 2), (4, 4)], metavar="BITS:EPOCHS")
+    parser.add_argument("--stages", type=_stage, nargs="+", default=[(8, 2), (4, 2)], metavar="BITS:EPOCHS")
     parser.add_argument("--stop-after", metavar="W8A8", help="end after fine-tuning at these bits")
     parser.add_argument("--learning-rate", type=float, default=5e-3)
     parser.add_argument("--batch-size", type=int, default=64)
