@@ -14,15 +14,16 @@ truncated SVD of ResNet-20's weights at level 3 gives 20 % on CIFAR-10, factors 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from fxfactor.errors import PreconditionError
+from fxfactor.least_squares import Fit, Moments, alternate, by_original_group, covariance_with_middle, missed, scaled
+
+__all__ = ["Factors", "Moments", "fitted_factors", "join_blocks", "split_blocks", "split_originals", "svd_factors"]
 
 # A component weaker than this fraction of the strongest keeps a spatial filter of this relative size, and a pointwise
 # column that makes up for it: a filter of zeros has no quantization scale and, under a column of zeros, no gradient.
@@ -66,73 +67,6 @@ def svd_factors(weight: Tensor, groups: int, mid: int | None = None, original_gr
     return _assemble(exact, pointwise, spatial, weight.dtype, original_groups)
 
 
-@dataclass(frozen=True)
-class Moments:
-    """What least squares needs to know of the inputs x̂ and the outputs y wanted for them, at all positions; float64.
-
-    x̂ is the patch (d,) that a kernel meets in the network factorized so far, d = C_in/original_groups · ∏kernel; y is
-    the output (C_out,) of the original network at the same position. A leading dimension counts the original groups.
-    """
-
-    count: float  # positions
-    input_mean: Tensor  # (original_groups, d)
-    output_mean: Tensor  # (original_groups, C_out/original_groups)
-    inputs: Tensor  # S = E[(x̂ − E x̂)(x̂ − E x̂)ᵀ], (original_groups, d, d)
-    cross: Tensor  # T = E[(y − E y)(x̂ − E x̂)ᵀ], (original_groups, C_out/original_groups, d)
-    outputs: Tensor  # E[(y − E y)²], (original_groups, C_out/original_groups)
-
-    def __add__(self, other: Moments) -> Moments:
-        """The moments of both sets of positions together (Chan, Golub and LeVeque 1979)."""
-        count = self.count + other.count
-        share = other.count / count
-        dx, dy = other.input_mean - self.input_mean, other.output_mean - self.output_mean
-        between = share * (1 - share)
-
-        def mix(mine: Tensor, yours: Tensor) -> Tensor:
-            return mine + share * (yours - mine)
-
-        return Moments(
-            count,
-            self.input_mean + share * dx,
-            self.output_mean + share * dy,
-            mix(self.inputs, other.inputs) + between * dx[..., :, None] * dx[..., None, :],
-            mix(self.cross, other.cross) + between * dy[..., :, None] * dx[..., None, :],
-            mix(self.outputs, other.outputs) + between * dy.square(),
-        )
-
-    def about_zero(self) -> Moments:
-        """The same moments about zero instead of the means, for outputs whose means cannot be corrected."""
-        x, y = self.input_mean, self.output_mean
-        return Moments(
-            self.count,
-            torch.zeros_like(x),
-            torch.zeros_like(y),
-            self.inputs + x[..., :, None] * x[..., None, :],
-            self.cross + y[..., :, None] * x[..., None, :],
-            self.outputs + y.square(),
-        )
-
-    def pulled_to(self, weight: Tensor, strength: float) -> Moments:
-        """With as much white noise added to the inputs as is `strength` of their mean variance, seen by `weight` too.
-
-        Ridge regression that shrinks towards the weight (original_groups, C_out/original_groups, d), not towards zero:
-        the stronger it is, the closer the best factors come to the truncated SVD of the weight.
-        """
-        noise = strength * self.inputs.diagonal(dim1=-2, dim2=-1).mean(-1).reshape(-1, 1, 1)
-        eye = torch.eye(self.inputs.shape[-1], dtype=self.inputs.dtype, device=self.inputs.device)
-        return replace(
-            self,
-            inputs=self.inputs + noise * eye,
-            cross=self.cross + noise * weight,
-            outputs=self.outputs + noise.squeeze(-1) * weight.square().sum(-1),
-        )
-
-    def output_error(self, factors: Factors) -> float:
-        """√(E‖y − U V x̂ − shift‖² / E‖y − E y‖²) with the best shift; 0 where the outputs are constant."""
-        lost, total = _error(*_by_original_group(factors, self), self), float(self.outputs.sum())
-        return (max(lost, 0.0) / total) ** 0.5 if total > 0 else 0.0
-
-
 def fitted_factors(
     weight: Tensor,
     start: Factors,
@@ -161,7 +95,7 @@ def fitted_factors(
     """
     scale = _output_scale(importance, moments)
     original = split_originals(weight.detach().to(torch.float64), original_groups) * scale[..., None]
-    _, begin = _by_original_group(start, moments)
+    _, begin = by_original_group(start, moments)
     fit = _fit_best_ridge(begin, original, moments, held_out, scale, rounds)
     everything = moments if held_out is None else moments + held_out
     pointwise, spatial = _balance_middle(fit.pointwise / scale[..., None], fit.spatial, everything)
@@ -191,33 +125,20 @@ def split_originals(weight: Tensor, original_groups: int = 1) -> Tensor:
 
 
 _RIDGES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
-_CONJUGATE_GRADIENT_STEPS = 12
-_LARGEST_DIRECT_SYSTEM = 5000
-
-
 _RIDGE_UNSEEN = 1e-4
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """Factors by original group: U (original_groups, outputs, mid') and V (original_groups, groups', rank, e)."""
-
-    pointwise: Tensor
-    spatial: Tensor
-    error: float  # E‖y − U V x̂‖² under the moments it was fitted to
 
 
 def _fit_best_ridge(
     begin: Tensor, weight: Tensor, moments: Moments, held_out: Moments | None, scale: Tensor, rounds: int
-) -> _Fit:
+) -> Fit:
     """Fit to all moments, with the noise that predicts the held-out ones best."""
     strength = _RIDGE_UNSEEN
     if held_out is not None:
-        fit, unseen = _scaled(moments, scale), _scaled(held_out, scale)
-        trials = {each: _alternate(begin, fit.pulled_to(weight, each), 3) for each in _RIDGES}
-        strength = min(_RIDGES, key=lambda each: _error(trials[each].pointwise, trials[each].spatial, unseen))
+        fit, unseen = scaled(moments, scale), scaled(held_out, scale)
+        trials = {each: alternate(begin, fit.pulled_to(weight, each), 3) for each in _RIDGES}
+        strength = min(_RIDGES, key=lambda each: missed(trials[each].pointwise, trials[each].spatial, unseen))
         moments = moments + held_out
-    return _alternate(begin, _scaled(moments, scale).pulled_to(weight, strength), rounds)
+    return alternate(begin, scaled(moments, scale).pulled_to(weight, strength), rounds)
 
 
 def _output_scale(importance: Tensor | None, moments: Moments) -> Tensor:
@@ -231,7 +152,7 @@ def _output_scale(importance: Tensor | None, moments: Moments) -> Tensor:
 def _balance_middle(pointwise: Tensor, spatial: Tensor, moments: Moments) -> tuple[Tensor, Tensor]:
     """Rescale every middle channel so that its magnitude on the data is that of its pointwise column."""
     about_zero = moments.about_zero()
-    variance = _covariance_with_middle(spatial, about_zero)[0].diagonal(dim1=-2, dim2=-1)
+    variance = covariance_with_middle(spatial, about_zero)[0].diagonal(dim1=-2, dim2=-1)
     magnitude = variance.clamp_min(0).sqrt()
     root = (magnitude * torch.linalg.vector_norm(pointwise, dim=-2)).sqrt()
     wanted = root.clamp_min(_WEAKEST_FILTER * root.max())
@@ -241,124 +162,11 @@ def _balance_middle(pointwise: Tensor, spatial: Tensor, moments: Moments) -> tup
 
 def _with_output_error(factors: Factors, moments: Moments) -> Factors:
     """Add what the factors, in the type they have now, lose on the data, and the shift that makes the means agree."""
-    pointwise, spatial = _by_original_group(factors, moments)
+    pointwise, spatial = by_original_group(factors, moments)
     middle = torch.einsum("gnre,gne->gnr", spatial, moments.input_mean.unflatten(-1, (spatial.shape[1], -1)))
     shift = moments.output_mean - (pointwise @ middle.flatten(1).unsqueeze(-1)).squeeze(-1)
     shift = shift.flatten().to(factors.spatial.dtype)
     return replace(factors, output_error=moments.output_error(factors), shift=shift)
-
-
-def _by_original_group(factors: Factors, moments: Moments) -> tuple[Tensor, Tensor]:
-    """U (original_groups, outputs, mid') and V (original_groups, groups', rank, e) in float64."""
-    original_groups, d = moments.input_mean.shape
-    width = factors.spatial[0].numel()
-    spatial = factors.spatial.double().reshape(original_groups, d // width, -1, width)
-    return factors.pointwise.double().reshape(*moments.output_mean.shape, -1), spatial
-
-
-def _scaled(moments: Moments, scale: Tensor) -> Moments:
-    """The moments of outputs that are multiplied by `scale`."""
-    return replace(
-        moments,
-        output_mean=moments.output_mean * scale,
-        cross=moments.cross * scale[..., None],
-        outputs=moments.outputs * scale.square(),
-    )
-
-
-def _alternate(spatial: Tensor, moments: Moments, rounds: int) -> _Fit:
-    """Least squares for U and V in turn, until a round gains less than 0.1 % of the error."""
-    total = float(moments.outputs.sum())
-    pointwise = _best_pointwise(spatial, moments)
-    errors = [_error(pointwise, spatial, moments)]
-    for _ in range(rounds):
-        spatial = _better_spatial(pointwise, spatial, moments)
-        pointwise = _best_pointwise(spatial, moments)
-        errors.append(_error(pointwise, spatial, moments))
-        if errors[-2] - errors[-1] <= 1e-3 * errors[-2]:
-            break
-    assert all(new <= old + 1e-9 * total for old, new in pairwise(errors)), errors
-    return _Fit(pointwise, spatial, errors[-1])
-
-
-def _covariance_with_middle(spatial: Tensor, moments: Moments) -> tuple[Tensor, Tensor]:
-    """V S Vᵀ (original_groups, mid', mid') and T Vᵀ (original_groups, outputs, mid')."""
-    columns = spatial.shape[1], spatial.shape[3]
-    inner = torch.einsum("gmne,gnre->gmnr", _through(spatial, moments).unflatten(-1, columns), spatial)
-    cross = torch.einsum("gone,gnre->gonr", moments.cross.unflatten(-1, columns), spatial)
-    return inner.flatten(2), cross.flatten(2)
-
-
-def _through(spatial: Tensor, moments: Moments) -> Tensor:
-    """V S, (original_groups, mid', d), without the zeros of V."""
-    rows = moments.inputs.unflatten(1, (spatial.shape[1], spatial.shape[3]))
-    return torch.einsum("gnre,gnef->gnrf", spatial, rows).flatten(1, 2)
-
-
-def _error(pointwise: Tensor, spatial: Tensor, moments: Moments) -> float:
-    """E‖y − U V x̂‖² = E‖y‖² − 2 ⟨U, T Vᵀ⟩ + ⟨UᵀU, V S Vᵀ⟩."""
-    inner, cross = _covariance_with_middle(spatial, moments)
-    return float(moments.outputs.sum() - 2 * (pointwise * cross).sum() + ((pointwise.mT @ pointwise) * inner).sum())
-
-
-def _best_pointwise(spatial: Tensor, moments: Moments) -> Tensor:
-    """U = T Vᵀ (V S Vᵀ)⁺, after the middle channels are brought to unit variance."""
-    inner, cross = _covariance_with_middle(spatial, moments)
-    deviation = inner.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
-    unit = torch.where(deviation > 1e-12 * deviation.amax(), 1 / deviation, 0.0)
-    inverse = torch.linalg.pinv(inner * unit[..., None] * unit[..., None, :], rtol=1e-12, hermitian=True)
-    return (cross * unit[..., None, :]) @ inverse * unit[..., None, :]
-
-
-def _better_spatial(pointwise: Tensor, spatial: Tensor, moments: Moments) -> Tensor:
-    """V nearer to mask∘(UᵀU V S) = mask∘(UᵀT), whose left side is a positive operator on the blocks of V."""
-    groups, _, width = spatial.shape[1:]
-    gram = pointwise.mT @ pointwise
-    rows = gram.unflatten(1, spatial.shape[1:3])
-
-    def apply(v: Tensor) -> Tensor:
-        return torch.einsum("gnrm,gmne->gnre", rows, _through(v, moments).unflatten(-1, (groups, width)))
-
-    outputs = pointwise.unflatten(-1, spatial.shape[1:3])
-    right = torch.einsum("gonr,gone->gnre", outputs, moments.cross.unflatten(-1, (groups, width)))
-    residual = right - apply(spatial)
-    if spatial.shape[2] * moments.inputs.shape[-1] <= _LARGEST_DIRECT_SYSTEM and width < groups:
-        return spatial + _solve_directly(gram, residual, moments)
-    inputs = moments.inputs.diagonal(dim1=-2, dim2=-1).unflatten(-1, (groups, 1, width))
-    diagonal = gram.diagonal(dim1=-2, dim2=-1).unflatten(-1, (groups, -1, 1)) * inputs
-    return spatial + _conjugate_gradients(apply, residual, diagonal)
-
-
-def _solve_directly(gram: Tensor, residual: Tensor, moments: Moments) -> Tensor:
-    """The step that makes the residual vanish: entry (i, a), (j, b) of the system is (UᵀU)_ij S_ab of their groups."""
-    groups, rank, width = residual.shape[1:]
-    inputs = moments.inputs.unflatten(2, (groups, 1, width)).unflatten(1, (groups, 1, width))
-    pairs = gram.unflatten(2, (groups, rank, 1)).unflatten(1, (groups, rank, 1))
-    system = (inputs * pairs).reshape(len(gram), residual[0].numel(), residual[0].numel())
-    diagonal = system.diagonal(dim1=-2, dim2=-1)
-    diagonal += 1e-10 * diagonal.mean(-1, keepdim=True)
-    step = torch.cholesky_solve(residual.flatten(1).unsqueeze(-1), torch.linalg.cholesky(system))
-    return step.reshape(residual.shape)
-
-
-def _conjugate_gradients(apply: Callable[[Tensor], Tensor], residual: Tensor, diagonal: Tensor) -> Tensor:
-    """A few steps on apply(x) = residual from x = 0, preconditioned by the diagonal (Shewchuk 1994, section B3)."""
-    precondition = torch.where(diagonal > 0, 1 / diagonal, 0.0)
-    solution = torch.zeros_like(residual)
-    direction = precondition * residual
-    energy = (residual * direction).sum()
-    least = 1e-20 * energy
-    for _ in range(_CONJUGATE_GRADIENT_STEPS):
-        if energy <= least:
-            break
-        image = apply(direction)
-        length = energy / (direction * image).sum()
-        solution = solution + length * direction
-        residual = residual - length * image
-        new = (residual * precondition * residual).sum()
-        direction = precondition * residual + new / energy * direction
-        energy = new
-    return solution
 
 
 def _truncated_svd(blocks: Tensor, rank: int) -> tuple[Tensor, Tensor]:
