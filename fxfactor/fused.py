@@ -2,10 +2,10 @@
 
 In eager mode a quantizer of Brevitas is some twenty operations forward and backward on a tensor, and those of the
 activations take more time than the convolutions. Here an activation quantizer is four operations forward and three
-backward, with the ReLU of a QuantReLU among them, and keeps no tensor but its input and output; a weight quantizer is ten
-and six. Values and gradients are the same: those of LSQ for activations (Esser et al. 2020, arXiv 1902.08153), those of
-straight-through rounding for weights. PyTorch's own kernel, _fake_quantize_learnable_per_tensor_affine, is no faster on a
-CPU than Brevitas.
+backward, with the ReLU of a QuantReLU among them, and keeps no tensor but its input and output; a weight quantizer is
+about ten and five. Values and gradients are the same up to rounding: those of LSQ for activations (Esser et al. 2020,
+arXiv 1902.08153), those of straight-through rounding for weights. PyTorch's own kernel,
+_fake_quantize_learnable_per_tensor_affine, is no faster on a CPU than Brevitas.
 """
 
 from __future__ import annotations
