@@ -6,7 +6,6 @@ python examples/12_finn_mobilenet.py      # needs pip install ".[finn,examples]"
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from torch import nn
 from torchvision.models import mobilenet_v2
 
@@ -19,7 +18,7 @@ out = Path("out")
 out.mkdir(exist_ok=True)
 
 
-def mobilenet_v1(width: float = 0.25, classes: int = 1000) -> nn.Sequential:
+def mobilenet_v1(width: float = 0.25, classes: int = 100) -> nn.Sequential:
     """Howard et al. 2017, arXiv 1704.04861: a 3×3 convolution, then depthwise 3×3 and pointwise 1×1 ones in turn."""
 
     def block(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
@@ -36,15 +35,13 @@ def mobilenet_v1(width: float = 0.25, classes: int = 1000) -> nn.Sequential:
 
 torch.manual_seed(0)
 pixels = torch.randint(0, 256, (1, 3, 64, 64)).float()
-for name, model in (("mobilenet_v1", mobilenet_v1()), ("mobilenet_v2", mobilenet_v2(weights=None, width_mult=0.35))):
+for name, model in (("mobilenet_v1", mobilenet_v1()), ("mobilenet_v2", mobilenet_v2(num_classes=100, width_mult=0.35))):
     # level 0: these networks are factorized by design; the quantizers and the legal forms are what they need
     qmodel = fxfactor.transform(model.eval(), level=0, bits=4, example_inputs=pixels)
     camera = LegalizePixelInput(MEAN, STD)(qmodel).graph
     file = fxfactor.export(camera, out / f"{name}.onnx", target="finn", example_inputs=pixels).path
     outputs = fxfactor.finn.reference(camera, pixels)
-    estimate = fxfactor.finn.estimate(file, board="Pynq-Z2", target_fps=200, verify=(pixels, outputs))
-    print(
-        name,
-        f"{estimate.fps:.0f} frames/s, bottleneck {estimate.bottleneck.site}, in software: {estimate.software or 'nothing'}",
-    )
-    Console().print({key: f"{share:.0%} of the board" for key, share in estimate.shares.items()})
+    estimate = fxfactor.finn.estimate(file, board="ZCU104", target_fps=200, verify=(pixels, outputs))
+    used = ", ".join(f"{key} {share:.0%}" for key, share in estimate.shares.items() if share)
+    print(f"{name}: {estimate.fps:.0f} frames/s, bottleneck {estimate.bottleneck.site}; of the board: {used}")
+    print("left in software:", *(estimate.software or ["nothing"]))
