@@ -108,9 +108,9 @@ def plan_within(
             plan = quick(left)
         except PreconditionError as error:
             raise PreconditionError(
-                f"no plan was found within the limits on {target}: "
-                f"{', '.join(f'{count:,.0f} {UNITS[name]}' for name, count in rest.items())} are needed beside the layers, "
-                f"for additions, copies of streams and thresholds, and of what is left, {error}; or lower join_bits"
+                f"no plan was found within the limits on {target}: for the whole network FINN counts "
+                f"{', '.join(f'{count:+,.0f} {UNITS[name]}' for name, count in rest.items())} beside the layers "
+                f"(additions, copies of streams, thresholds), and for the layers, {error}; or lower join_bits"
             ) from error
     else:
         raise PreconditionError(
