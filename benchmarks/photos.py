@@ -7,8 +7,9 @@
 Level 0: no convolution is factorized. Brevitas' way is that of its own example for ImageNet (brevitas_examples, batch norms
 merged, cross-layer equalization, 32-bit biases, activation ranges at the 99.999th percentile, bias correction), with one
 weight scale per output channel as here. It gives all layers the same bits; so do the rows "all layers" of fxfactor, while
-its default keeps the first and the last layer at 8. Agreement: share of photos with the same answer as in floating point.
-Data: ../shared/data; photos that are easier than ImageNet's, so compare the rows and quote none as ImageNet accuracy.
+its default keeps the first and the last layer at 8. "Weights rounded": fxfactor.rounding. Agreement: share of photos with
+the same answer as in floating point. Data: ../shared/data; photos that are easier than ImageNet's, so compare the rows and
+quote none as ImageNet accuracy.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ import fxfactor
 from fxfactor.fused import fused_quantizers
 from fxfactor.passes import Quantize
 from fxfactor.reconstruct import reconstruct
+from fxfactor.rounding import round_weights
 
 HERE = Path(__file__).resolve().parent
 
@@ -54,7 +56,7 @@ def by_brevitas(original: GraphModule, bits: tuple[int, int], photos: list[Tenso
     from brevitas_examples.imagenet_classification.ptq import ptq_common as ptq
 
     loader = [(batch, None) for batch in photos]
-    with contextlib.redirect_stderr(io.StringIO()), torch.no_grad():  # its progress bars
+    with _without_progress(), torch.no_grad():
         model = preprocess_for_quantize(copy.deepcopy(original), equalize_iters=20, equalize_merge_bias=True)
         quantized = ptq.quantize_model(
             model, backend="fx", weight_bit_width=bits[0], act_bit_width=bits[1], bias_bit_width=32,
@@ -63,9 +65,14 @@ def by_brevitas(original: GraphModule, bits: tuple[int, int], photos: list[Tenso
         )  # fmt: skip
         quantized.eval()(photos[0])
         ptq.calibrate(loader, quantized)
-        yield "Brevitas, calibrated", quantized
+    yield "Brevitas, calibrated", quantized
+    with _without_progress():
         ptq.apply_bias_correction(loader, quantized)
-        yield "Brevitas, and bias correction", quantized
+    yield "Brevitas, and bias correction", quantized
+
+
+def _without_progress() -> contextlib.AbstractContextManager[Any]:
+    return contextlib.redirect_stderr(io.StringIO())
 
 
 def by_fxfactor(
@@ -75,8 +82,13 @@ def by_fxfactor(
     if weight_bits < 8:
         graph = Quantize(weight_bits, activation_bits, boundary_bits=None)(original).graph
         yield "fxfactor, all layers, calibrated", fxfactor.calibrate(graph, photos)
+        round_weights(original, graph, photos)
+        yield "fxfactor, all layers, and weights rounded", graph
     graph = Quantize(weight_bits, activation_bits)(original).graph
     yield "fxfactor, calibrated", fxfactor.calibrate(graph, photos)
+    if weight_bits < 8:
+        round_weights(original, graph, photos)
+        yield "fxfactor, and weights rounded", graph
     if weight_bits < 8 and options.steps:
         # gentler than on CIFAR-10: 16 photos are few for a batch norm
         reconstruct(original, graph, photos, steps=options.steps, batch_size=16, learning_rate=options.learning_rate)
