@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -52,23 +53,9 @@ def estimate(
     """Resources, cycles and frames per second of FILE on a board, as FINN estimates them (lower bounds, no Vivado)."""
     from fxfactor.finn.runner import estimate as run
 
-    console = Console()
-    with console.status("starting FINN") as status:
-        try:
-            result = run(
-                file,
-                board,
-                target_fps,
-                clock_ns,
-                verify=verify,
-                python=python,
-                timeout_s=timeout_s,
-                cache=cache,
-                progress=lambda step: status.update(step),
-            )
-        except FxfactorError as error:
-            raise _stop(error) from error
-    console.print(result)
+    options = {"verify": verify, "python": python, "timeout_s": timeout_s, "cache": cache}
+    result = _watched(run, file, board, target_fps, clock_ns, **options)
+    Console().print(result)
 
 
 @app.command()
@@ -86,24 +73,18 @@ def prepare(
     """Write FOLDER: model, build configurations for FINN and FINN+, folding, sample input and output, HLS and RTL sources."""
     from fxfactor.finn.preparing import prepare as run
 
-    console = Console()
-    with console.status("starting FINN") as status:
+    options = {"verify": verify, "python": python, "timeout_s": timeout_s, "cache": cache}
+    result = _watched(run, folder, file, board, target_fps, clock_ns, **options)
+    Console().print(f"{result.folder}: sources of {result.generated} layers; read README.md there.")
+
+
+def _watched(run: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Run it with FINN's step on the screen; exit status 2 where it fails."""
+    with Console().status("starting FINN") as status:
         try:
-            result = run(
-                folder,
-                file,
-                board,
-                target_fps,
-                clock_ns,
-                verify=verify,
-                python=python,
-                timeout_s=timeout_s,
-                cache=cache,
-                progress=lambda step: status.update(step),
-            )
+            return run(*arguments, **options, progress=lambda step: status.update(step))
         except FxfactorError as error:
             raise _stop(error) from error
-    console.print(f"{result.folder}: sources of {result.generated} layers; read README.md there.")
 
 
 def _stop(error: FxfactorError) -> typer.Exit:

@@ -124,7 +124,8 @@ class Estimate:
     def _checked(self) -> str:
         compared = next((step for step in self.steps if step.difference is not None), None)
         executed = [step for step in self.steps if step.images and step is not compared]
-        same = f"FINN's graph computes the same integers after each of {len(executed)} steps executed"
+        when = f"after each of {len(executed)} steps executed" if len(executed) > 1 else "at the end"
+        same = f"FINN's graph computes the same integers {when}"
         if compared is None:
             return f"{same}. Not compared with PyTorch: give verify=."
         return f"{same}, on up to {compared.images} images; these equal PyTorch within {compared.difference:.1e}."
