@@ -103,10 +103,7 @@ def _within(totals: Mapping[str, float], limits: Mapping[str, float]) -> bool:
 
 def totals_of(chosen: Sequence[Option], limits: Mapping[str, float]) -> dict[str, float]:
     """What the chosen options cost together; of cycles the most."""
-    return {
-        name: (max if name == "cycles" else sum)(option.costs[name] for option in chosen)
-        for name in limits
-    }
+    return {name: (max if name == "cycles" else sum)(option.costs[name] for option in chosen) for name in limits}
 
 
 def options_of(space: Space, errors: dict[str, SiteErrors], measure: Measure) -> list[SiteOptions]:
