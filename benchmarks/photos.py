@@ -7,7 +7,7 @@
 Level 0: no convolution is factorized. Brevitas' way is that of its own example for ImageNet (brevitas_examples: 32-bit
 biases, activation ranges at the 99.999th percentile, bias correction) with one weight scale per output channel as here, but
 without its preprocess_for_quantize: that changed this network before anything was quantized (in floating point, relative
-difference of the outputs 1.13, every second answer another one, with and without merging batch norms and equalization), so
+difference of the outputs 1.13, 22 of 44 answers different, with and without merging batch norms and equalization), so
 batch norms are folded by fxfactor instead and nothing is equalized. It gives all layers the same bits; so do the rows "all
 layers" of fxfactor, while its default keeps the first and the last layer at 8. "Weights rounded": fxfactor.rounding.
 Agreement: share of photos with the same answer as in floating point. Data: ../shared/data; photos that are easier than
