@@ -109,8 +109,7 @@ class Pipeline:
                 finish(working)
                 check_graph(working)
             except GraphError as error:
-                error.add_note(f"while running {each!r}")
-                raise
+                raise GraphError(f"{error}; while running {each!r}") from error
         working.meta[HISTORY] = (*graph.meta.get(HISTORY, ()), *records)
         restore_training(working, training)
         changes = tuple(record for record in records if isinstance(record, Change))
@@ -126,8 +125,9 @@ def _require_normal_form(graph: GraphModule) -> None:
     try:
         check_graph(graph)
     except GraphError as error:
-        error.add_note("the graph was not in normal form before the first pass; call fxfactor.capture(model) first")
-        raise
+        raise GraphError(
+            f"{error}; the graph was not in normal form before the first pass: call fxfactor.capture(model) first"
+        ) from error
 
 
 def random_inputs(graph: GraphModule, seed: int = 0) -> tuple[Tensor, ...]:

@@ -71,7 +71,7 @@ def test_verify_passes_exact_passes_and_ignores_the_others(graph):
 def test_a_pass_that_breaks_the_normal_form_is_named(graph):
     with pytest.raises(GraphError, match=r"'block\.conv1' \(Conv2d\) is called by 2 nodes") as caught:
         CallTwice()(graph)
-    assert caught.value.__notes__ == ["while running CallTwice()"]
+    assert str(caught.value).endswith("while running CallTwice()")
 
 
 def test_dead_nodes_are_swept_up(graph):
@@ -152,7 +152,7 @@ def test_a_graph_in_another_form_is_refused():
     traced = torch.fx.symbolic_trace(ResidualNet())
     with pytest.raises(GraphError, match="has no known shape") as caught:
         FoldBatchNorm()(traced)
-    assert "call fxfactor.capture(model) first" in caught.value.__notes__[0]
+    assert "call fxfactor.capture(model) first" in str(caught.value)
 
 
 def test_random_inputs_are_those_of_the_capture_and_the_same_each_time(graph):
