@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
 
-COSTS = ("bops", "macs", "total_weight_bits")
+COSTS = ("bops", "macs", "total_weight_bits", "lut", "bram18", "dsp")
+HARDWARE = ("LUT", "BRAM18", "DSP", "frames/s")
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,22 @@ class Exploration:
         return tuple(each for each in self.candidates if each.status == "done")
 
     def front(self, cost: str = "bops") -> tuple[Candidate, ...]:
-        """The candidates that no other one beats in metric and cost ("bops", "macs", "total_weight_bits")."""
-        _require_cost(cost)
-        return tuple(pareto_front(self.done, lambda each: getattr(each, cost), lambda each: each.metric or 0.0))
+        """The candidates that no other one beats in metric and cost.
+
+        cost: "bops", "macs", "total_weight_bits" or, where a board was given, "lut", "bram18", "dsp".
+        """
+        return tuple(pareto_front(self._with(cost), lambda each: getattr(each, cost), lambda each: each.metric or 0.0))
+
+    def _with(self, cost: str) -> tuple[Candidate, ...]:
+        """The candidates with a metric whose cost is known."""
+        if cost not in COSTS:
+            raise PreconditionError(f"cost must be one of {', '.join(COSTS)}, found {cost!r}")
+        return tuple(each for each in self.done if getattr(each, cost) is not None)
 
     def hypervolume(self, cost: str = "bops", most: float | None = None, least: float = 0.0) -> float:
         """Area under the front, up to the cost `most` (that of the dearest candidate) and down to the metric `least`."""
         points = [(float(getattr(each, cost)), float(each.metric or 0.0)) for each in self.front(cost)]
-        dearest = max((float(getattr(each, cost)) for each in self.done), default=0.0)
+        dearest = max((float(getattr(each, cost)) for each in self._with(cost)), default=0.0)
         return hypervolume(points, (dearest if most is None else most, least))
 
     def best(
@@ -53,24 +62,29 @@ class Exploration:
         max_bops: float | None = None,
         max_macs: float | None = None,
         max_weight_bits: float | None = None,
+        max_lut: float | None = None,
+        max_bram18: float | None = None,
+        max_dsp: float | None = None,
+        min_fps: float | None = None,
     ) -> Candidate:
         """The candidate of fewest BOPs that reaches `min_accuracy`, or, where that is not given, of the best metric.
 
         All limits hold together. `Plan.from_json(candidate.plan)` is its plan. Raises PreconditionError where nothing is
-        within the limits, with what comes closest.
+        within the limits, with what comes closest. The last four are limits on FINN's estimates; a candidate without any is
+        not within them.
         """
         limits = {"bops": max_bops, "macs": max_macs, "total_weight_bits": max_weight_bits}
-        affordable = [
-            each
-            for each in self.done
-            if all(most is None or getattr(each, name) <= most for name, most in limits.items())
-        ]
+        limits |= {"lut": max_lut, "bram18": max_bram18, "dsp": max_dsp}
+        affordable = [each for each in self.done if min_fps is None or (each.fps or 0.0) >= min_fps]
+        for name, most in limits.items():
+            if most is not None:
+                affordable = [each for each in affordable if each in self._with(name) and getattr(each, name) <= most]
         good = [each for each in affordable if min_accuracy is None or (each.metric or 0.0) >= min_accuracy]
         if not good:
             closest = max((each.metric or 0.0 for each in affordable), default=None)
             found = "no candidate is within the costs" if closest is None else f"the best of those has {closest:.4g}"
             raise PreconditionError(
-                f"no candidate with a metric of at least {min_accuracy} within {_named(limits)}: {found}; "
+                f"no candidate with a metric of at least {min_accuracy} within {_named(limits, min_fps)}: {found}; "
                 "relax a limit, or explore more levels and bits"
             )
         if min_accuracy is None:
@@ -83,12 +97,15 @@ class Exploration:
         from rich.table import Table
 
         table = Table(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        for name in ("level", "W/A bits", "metric", "MMACs", "GBOPs", "weights KiB", "s"):
+        priced = any(each.lut is not None for each in self.candidates)
+        names = ("level", "W/A bits", "metric", "MMACs", "GBOPs", "weights KiB", "s", *(HARDWARE if priced else ()))
+        for name in names:
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("", overflow="fold")
         front = {each.key for each in self.front()}
         for each in self.candidates:
-            table.add_row(*cells(each, each.key in front), style="bold" if each.key in front else "")
+            texts = cells(each, each.key in front)
+            table.add_row(*texts[: len(names)], texts[-1], style="bold" if each.key in front else "")
         return table
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -106,7 +123,7 @@ class Exploration:
         """Write a picture (.png, .svg or .pdf): metric over cost, a line for each level, the front on top."""
         from fxfactor.files import new_file
 
-        _require_cost(cost)
+        drawn = self._with(cost)
         try:
             from matplotlib.figure import Figure
         except ModuleNotFoundError as error:
@@ -115,8 +132,8 @@ class Exploration:
             ) from error
         figure = Figure(figsize=(7, 4.5), layout="constrained")
         axes: Any = figure.subplots()
-        for level in dict.fromkeys(each.level for each in self.done):
-            points = sorted((getattr(each, cost), each.metric) for each in self.done if each.level == level)
+        for level in dict.fromkeys(each.level for each in drawn):
+            points = sorted((getattr(each, cost), each.metric) for each in drawn if each.level == level)
             axes.plot(*zip(*points, strict=True), marker="o", markersize=4, linewidth=0.8, label=f"level {level}")
         front = [(getattr(each, cost), each.metric) for each in self.front(cost)]
         if front:
@@ -136,11 +153,19 @@ def plan_of(candidate: Candidate) -> Plan:
     return Plan.from_json(candidate.plan)
 
 
-_LABELS = {"bops": "BOPs for one image", "macs": "MACs for one image", "total_weight_bits": "bits of all weights"}
+_LABELS = {
+    "bops": "BOPs for one image",
+    "macs": "MACs for one image",
+    "total_weight_bits": "bits of all weights",
+    "lut": "look-up tables, FINN's estimate",
+    "bram18": "block RAMs of 18 kbit, FINN's estimate",
+    "dsp": "DSPs, FINN's estimate",
+}
 
 
 def cells(candidate: Candidate, on_front: bool = False) -> tuple[str, ...]:
-    """The texts of a candidate's row."""
+    """The texts of a candidate's row: costs, FINN's estimates, and what is to be said of it."""
+    prices = (candidate.lut, candidate.bram18, candidate.dsp, candidate.fps)
     return (
         candidate.level,
         f"{candidate.weight_bits or 32}/{candidate.activation_bits or 32}",
@@ -149,15 +174,12 @@ def cells(candidate: Candidate, on_front: bool = False) -> tuple[str, ...]:
         "" if candidate.bops is None else f"{candidate.bops / 1e9:,.3f}",
         "" if candidate.total_weight_bits is None else f"{candidate.total_weight_bits / 8192:,.1f}",
         f"{candidate.seconds:.1f}",
+        *("" if price is None else f"{price:,.0f}" for price in prices),
         candidate.message or ("front" if on_front else ""),
     )
 
 
-def _require_cost(cost: str) -> None:
-    if cost not in COSTS:
-        raise PreconditionError(f"cost must be one of {', '.join(COSTS)}, found {cost!r}")
-
-
-def _named(limits: dict[str, float | None]) -> str:
+def _named(limits: dict[str, float | None], min_fps: float | None) -> str:
     given = [f"{name} ≤ {most:,.0f}" for name, most in limits.items() if most is not None]
+    given += [] if min_fps is None else [f"frames/s ≥ {min_fps:,.0f}"]
     return " and ".join(given) or "all costs"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from fxfactor.exploration import Exploration
 from fxfactor.plan import Level, check_bits, check_level
 from fxfactor.search import first_images
 from fxfactor.store import Candidate, Store
-from fxfactor.walk import BitPair, FineTune, Metric, Setup, Walk, top1
+from fxfactor.walk import BitPair, FineTune, Hardware, Metric, Setup, Walk, top1
 
 Engine = Literal["local", "ray"]
 Step = tuple[str, Candidate | None, bytes | None]
@@ -51,6 +52,10 @@ def explore(
     images: int = 256,
     boundary_bits: int | None = 8,
     keep: Iterable[str] = (),
+    board: str | None = None,
+    target_fps: int = 1000,
+    clock_ns: float = 5.0,
+    python: str | Path | None = None,
     progress: Callable[[Candidate], object] | None = None,
 ) -> Exploration:
     """Evaluate a network at every level and bit width; gives a table, its Pareto front, and the best under limits.
@@ -66,6 +71,8 @@ def explore(
     arguments, and loses the candidate it was at, at most; the result is that of an unbroken run. Anyone may read
     the file meanwhile (`fxfactor.Exploration.read`).
     workers: levels that are walked side by side. engine: "local" for processes of this machine, "ray" for a Ray cluster.
+    board: also ask FINN what each candidate costs there, folded for `target_fps` at a clock of `clock_ns` nanoseconds; needs
+    finn-plus here or in the environment of the interpreter `python`, and some ten seconds each (`fxfactor.finn.estimate`).
     progress: called with each candidate once it is kept.
 
     A candidate that raises is kept as failed, one whose metric is NaN is marked, and the walk goes on. Raises
@@ -75,7 +82,8 @@ def explore(
     grid = tuple(dict.fromkeys(levels)), pairs_of(bits)
     _check(*grid, workers, engine)
     batches = first_images(train, images)
-    setup = Setup(model, batches, validation, metric, finetune, boundary_bits, tuple(keep))
+    hardware = None if board is None else _hardware(board, target_fps, clock_ns, python)
+    setup = Setup(model, batches, validation, metric, finetune, boundary_bits, tuple(keep), hardware)
     about = _about(setup, validation)
     with Store(state, about) as store:
         done = {candidate.key: candidate for candidate in store.candidates()}
@@ -113,6 +121,23 @@ def _check(levels: Sequence[Level], bits: Sequence[BitPair], workers: int, engin
         raise PreconditionError(f"workers must be at least 1, found {workers!r}")
     if engine not in ("local", "ray"):
         raise PreconditionError(f'engine must be "local" or "ray", found {engine!r}')
+
+
+def _hardware(board: str, target_fps: int, clock_ns: float, python: str | Path | None) -> Hardware:
+    """Raises PreconditionError where it is clear beforehand that FINN cannot answer."""
+    from fxfactor.finn import BOARDS
+
+    if board not in BOARDS:
+        raise PreconditionError(f"board must be one that FINN knows, found {board!r}; choose from {', '.join(BOARDS)}")
+    if python is None:
+        try:
+            version("finn-plus")
+        except PackageNotFoundError as error:
+            raise PreconditionError(
+                f"board={board!r} needs finn-plus, which is not installed here; pip install fxfactor[finn], or name another "
+                "environment's interpreter with python="
+            ) from error
+    return Hardware(board, target_fps, clock_ns, None if python is None else str(python))
 
 
 def _tasks(
@@ -156,6 +181,7 @@ def _about(setup: Setup, validation: Any) -> dict[str, str]:
         "finetune": "" if setup.finetune is None else names[setup.finetune],
         "boundary_bits": str(setup.boundary_bits),
         "keep": ", ".join(setup.keep),
+        "board": "" if setup.hardware is None else str(setup.hardware),
     }
 
 

@@ -70,6 +70,14 @@ def explore(
     ] = Path("explore.sqlite"),
     workers: Annotated[int, typer.Option(min=1, help="Levels that are walked side by side.")] = 1,
     ray: Annotated[bool, typer.Option("--ray", help="Workers on a Ray cluster.")] = False,
+    board: Annotated[
+        str | None, typer.Option(help="Also ask FINN for its estimates on this board, say ZCU104; needs finn-plus.")
+    ] = None,
+    target_fps: Annotated[int, typer.Option(help="Frames per second that FINN folds for.")] = 1000,
+    clock_ns: Annotated[float, typer.Option(help="Clock period in nanoseconds.")] = 5.0,
+    python: Annotated[
+        Path | None, typer.Option(help="Interpreter of an environment with finn-plus.", metavar="FILE")
+    ] = None,
     picture: Annotated[
         Path | None, typer.Option(help="Draw accuracy over BOPs: .png, .svg or .pdf.", metavar="FILE")
     ] = None,
@@ -85,15 +93,15 @@ def explore(
     from rich.console import Console
 
     from fxfactor.cli import _batches, _named_model
-    from fxfactor.exploration import cells
+    from fxfactor.exploration import HARDWARE, cells
     from fxfactor.explore import explore as walk
 
     console = Console()
-    names = ("level", "bits", "accuracy", "MMACs", "GBOPs", "KiB", "s")
+    names = ("level", "bits", "accuracy", "MMACs", "GBOPs", "KiB", "s", *HARDWARE)
 
     def show(candidate: Candidate) -> None:
         texts = cells(candidate)
-        told = "  ".join(f"{name} {text}" for name, text in zip(names, texts, strict=False) if text)
+        told = "  ".join(f"{name} {text}" for name, text in zip(names, texts[:-1], strict=True) if text)
         console.print(f"{told}  {texts[-1]}".rstrip(), highlight=False)
 
     result = walk(
@@ -106,6 +114,10 @@ def explore(
         workers=workers,
         engine="ray" if ray else "local",
         keep=tuple(keep or ()),
+        board=board,
+        target_fps=target_fps,
+        clock_ns=clock_ns,
+        python=python,
         progress=show,
     )
     console.print(result)

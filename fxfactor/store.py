@@ -17,12 +17,13 @@ from typing import IO, Any
 
 from fxfactor.errors import FxfactorError, PreconditionError
 
-FORMAT = "1"
+FORMAT = "2"
 _TABLES = """
 create table if not exists about (key text primary key, value text not null);
 create table if not exists candidates (
     level text not null, weight_bits integer, activation_bits integer, status text not null, metric real,
     macs integer, bops integer, total_weight_bits integer, seconds real not null, message text not null, plan text,
+    lut integer, bram18 integer, dsp integer, fps real,
     unique (level, weight_bits, activation_bits)
 );
 create table if not exists snapshots (level text primary key, state blob not null);
@@ -33,7 +34,8 @@ create table if not exists snapshots (level text primary key, state blob not nul
 class Candidate:
     """One network of an exploration. `status`: "done", "failed" (`message` says why) or "nan" (the metric was no number).
 
-    macs, bops: for one image. total_weight_bits: of all weights together. seconds: what it took. plan: as JSON.
+    macs, bops: for one image. total_weight_bits: of all weights together. seconds: what it took. plan: as JSON. lut,
+    bram18, dsp, fps: FINN's estimates, where a board was given; None where FINN does not take it (`message` says why).
     """
 
     level: str
@@ -47,6 +49,10 @@ class Candidate:
     seconds: float
     message: str
     plan: str | None
+    lut: int | None = None
+    bram18: int | None = None
+    dsp: int | None = None
+    fps: float | None = None
 
     @property
     def key(self) -> tuple[str, int | None, int | None]:

@@ -9,9 +9,11 @@ import copy
 import hashlib
 import json
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -23,6 +25,8 @@ from torch.fx import GraphModule
 from fxfactor.calibrate import calibrate, count_activations, set_ranges
 from fxfactor.capture import capture
 from fxfactor.cost import Cost, cost
+from fxfactor.errors import FxfactorError
+from fxfactor.export import export
 from fxfactor.frozen import freeze
 from fxfactor.graph import sites
 from fxfactor.passes import FactorizeDepth, Quantize
@@ -51,6 +55,28 @@ def top1(model: nn.Module, validation: Iterable[Any]) -> float:
 
 
 @dataclass(frozen=True)
+class Hardware:
+    """What FINN's estimates are made for: see `fxfactor.finn.estimate`."""
+
+    board: str
+    target_fps: int = 1000
+    clock_ns: float = 5.0
+    python: str | None = None
+
+    def price(self, qmodel: GraphModule, images: Tensor) -> tuple[int, int, int, float]:
+        """Look-up tables, block RAMs, DSPs and frames per second. Raises FxfactorError where FINN does not take it."""
+        from fxfactor.finn.runner import estimate
+
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "candidate.onnx"
+            export(qmodel, file, target="finn", example_inputs=images[:1])
+            found = estimate(
+                file, self.board, self.target_fps, self.clock_ns, python=self.python, cache=Path(folder) / "cache"
+            )
+        return found.total.lut, found.total.bram18, found.total.dsp, found.fps
+
+
+@dataclass(frozen=True)
 class Setup:
     """What all candidates have in common. `images`: batches for fitting and ranges."""
 
@@ -61,6 +87,7 @@ class Setup:
     finetune: FineTune | None = None
     boundary_bits: int | None = 8
     keep: tuple[str, ...] = ()
+    hardware: Hardware | None = None
 
 
 @dataclass
@@ -160,7 +187,7 @@ class Walk:
     def _candidate(self, state: LevelState, level: Level, pair: BitPair) -> tuple[Candidate, bytes | None]:
         started = time.perf_counter()
         seed_from(level, pair)
-        changed = None
+        changed, qmodel = None, None
         try:
             if self.setup.finetune is None and state.histograms and None not in pair:
                 network, total = self._between(state, level, pair)
@@ -180,6 +207,7 @@ class Walk:
         except Exception as error:  # the user's metric and fine-tuning may raise anything; it is written down
             return _failed(level, pair, error, time.perf_counter() - started), changed
         bad = not math.isfinite(value)
+        prices, message = self._prices(state, level, pair, qmodel)
         row = Candidate(
             level=str(level),
             weight_bits=pair[0],
@@ -190,10 +218,25 @@ class Walk:
             bops=total.bops,
             total_weight_bits=total.total_weight_bits,
             seconds=time.perf_counter() - started,
-            message=f"the metric is {value}" if bad else "",
+            message=f"the metric is {value}" if bad else message,
             plan=self._plan(level, pair).to_json(),
+            **prices,
         )
         return row, changed
+
+    def _prices(
+        self, state: LevelState, level: Level, pair: BitPair, qmodel: GraphModule | None
+    ) -> tuple[dict[str, Any], str]:
+        """FINN's estimates where a board was given, and why there are none where FINN does not take the candidate."""
+        if self.setup.hardware is None:
+            return {}, ""
+        if qmodel is None:
+            qmodel = set_ranges(self._quantized(state, level, pair).eval(), state.histograms)
+        try:
+            found = self.setup.hardware.price(qmodel, self.setup.images[0])
+        except FxfactorError as error:
+            return {}, f"no FINN estimates: {error}"
+        return dict(zip(("lut", "bram18", "dsp", "fps"), found, strict=True)), ""
 
     def _between(self, state: LevelState, level: Level, pair: BitPair) -> tuple[GraphModule, Cost]:
         """The network for evaluation at `pair` and what it costs, without building it of Brevitas layers if possible."""

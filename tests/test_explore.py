@@ -56,6 +56,28 @@ def _explore(state: Path, **settings: Any) -> Exploration:
 # ---- the walk ----
 
 
+@pytest.mark.finn
+def test_finns_estimates_are_those_of_what_transform_makes(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"levels": (2, "depthwise"), "bits": (4, None), "metric": top1}
+    result = _explore(tmp_path / "state", board="Pynq-Z2", target_fps=2000, **settings)
+    qmodel = fxfactor.transform(_model(), level=2, bits=4, calibration=TRAIN)
+    fxfactor.export(qmodel, tmp_path / "model.onnx", target="finn")
+    wanted = fxfactor.finn.estimate(tmp_path / "model.onnx", "Pynq-Z2", 2000, cache=tmp_path / "cache")
+    quantized, floating = (next(each for each in result.candidates if each.weight_bits == bits) for bits in (4, None))
+    assert (quantized.bram18, quantized.dsp, quantized.fps) == (wanted.total.bram18, wanted.total.dsp, wanted.fps)
+    assert quantized.lut == pytest.approx(wanted.total.lut, rel=0.02)  # ranges, and so widths, may differ a little
+    assert floating.status == "done"
+    assert floating.lut is None
+    assert "no FINN estimates" in floating.message
+    assert "LUT" in str(result)
+    assert {each.key for each in result.front("lut")} <= {each.key for each in result.candidates if each.lut}
+    assert result.best(max_lut=quantized.lut, min_fps=2000).lut <= quantized.lut
+    with pytest.raises(PreconditionError, match=r"lut ≤ 1 and frames/s ≥ 2,000"):
+        result.best(max_lut=1, min_fps=2000)
+    with pytest.raises(PreconditionError, match="board"):
+        _explore(tmp_path / "state", **settings)
+
+
 def test_the_grid_is_evaluated_with_the_costs_of_the_networks(tmp_path: Path) -> None:
     result = _explore(tmp_path / "state", metric=top1)
     assert [each.key for each in result.candidates] == [(str(n), b, b) for n in (0, 2, 4) for b in (8, 3)]
