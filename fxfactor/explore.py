@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from fxfactor.errors import PreconditionError
 from fxfactor.exploration import Exploration
+from fxfactor.finn.costs import Target
 from fxfactor.plan import Level, check_bits, check_level
 from fxfactor.search import first_images
 from fxfactor.store import Candidate, Store
-from fxfactor.walk import BitPair, FineTune, Hardware, Metric, Setup, Walk, top1
+from fxfactor.walk import BitPair, FineTune, Metric, Setup, Walk, top1
 
 Engine = Literal["local", "ray"]
 Step = tuple[str, Candidate | None, bytes | None]
@@ -82,8 +83,8 @@ def explore(
     grid = tuple(dict.fromkeys(levels)), pairs_of(bits)
     _check(*grid, workers, engine)
     batches = first_images(train, images)
-    hardware = None if board is None else _hardware(board, target_fps, clock_ns, python)
-    setup = Setup(model, batches, validation, metric, finetune, boundary_bits, tuple(keep), hardware)
+    target = None if board is None else _target(board, target_fps, clock_ns, python)
+    setup = Setup(model, batches, validation, metric, finetune, boundary_bits, tuple(keep), target)
     about = _about(setup, validation)
     with Store(state, about) as store:
         done = {candidate.key: candidate for candidate in store.candidates()}
@@ -123,12 +124,8 @@ def _check(levels: Sequence[Level], bits: Sequence[BitPair], workers: int, engin
         raise PreconditionError(f'engine must be "local" or "ray", found {engine!r}')
 
 
-def _hardware(board: str, target_fps: int, clock_ns: float, python: str | Path | None) -> Hardware:
-    """Raises PreconditionError where it is clear beforehand that FINN cannot answer."""
-    from fxfactor.finn import BOARDS
-
-    if board not in BOARDS:
-        raise PreconditionError(f"board must be one that FINN knows, found {board!r}; choose from {', '.join(BOARDS)}")
+def _target(board: str, target_fps: int, clock_ns: float, python: str | Path | None) -> Target:
+    """Raises PreconditionError where finn-plus is missing, FinnError on values that FINN has no answer for."""
     if python is None:
         try:
             version("finn-plus")
@@ -137,7 +134,7 @@ def _hardware(board: str, target_fps: int, clock_ns: float, python: str | Path |
                 f"board={board!r} needs finn-plus, which is not installed here; pip install fxfactor[finn], or name another "
                 "environment's interpreter with python="
             ) from error
-    return Hardware(board, target_fps, clock_ns, None if python is None else str(python))
+    return Target(board, clock_ns, target_fps, python)
 
 
 def _tasks(
@@ -181,7 +178,7 @@ def _about(setup: Setup, validation: Any) -> dict[str, str]:
         "finetune": "" if setup.finetune is None else names[setup.finetune],
         "boundary_bits": str(setup.boundary_bits),
         "keep": ", ".join(setup.keep),
-        "board": "" if setup.hardware is None else str(setup.hardware),
+        "board": "" if setup.target is None else str(setup.target),
     }
 
 

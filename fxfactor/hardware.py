@@ -25,6 +25,7 @@ from fxfactor.dataflow import is_average_pooling, is_join, tensor_inputs
 from fxfactor.errors import PreconditionError
 from fxfactor.export import export
 from fxfactor.finn.costs import Chain, Geometry, Prices, Target, chains, datatype, price, thresholds
+from fxfactor.finn.report import Estimate
 from fxfactor.finn.runner import estimate
 from fxfactor.graph import Site, is_quantizer, module_of, shape_of, sites
 from fxfactor.options import Shape, Space
@@ -69,13 +70,17 @@ def price_space(graph: GraphModule, space: Space, target: Target, join_bits: int
     return replace(space, hardware=hardware, whole={**space.whole, **board_has(target)})
 
 
+def estimate_network(qmodel: GraphModule, example: Tensor, target: Target) -> Estimate:
+    """FINN's estimates of a quantized network, nothing kept. Raises FxfactorError where FINN does not take it."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "network.onnx"
+        export(qmodel, file, target="finn", example_inputs=example)
+        return estimate(file, target.board, target.target_fps, target.clock_ns, python=target.python, cache=folder)
+
+
 def estimate_plan(model: nn.Module, plan: Plan, example: Tensor, target: Target) -> Prices:
     """What FINN estimates for the network that a plan makes: exported and taken through FINN's steps."""
-    made = transform(model, plan=plan, example_inputs=example)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "plan.onnx"
-        export(made, file, target="finn", example_inputs=example)
-        found = estimate(file, target.board, target.target_fps, target.clock_ns, python=target.python, cache=folder)
+    found = estimate_network(transform(model, plan=plan, example_inputs=example), example, target)
     total = found.total
     return {"lut": total.lut, "bram": total.bram18, "dsp": total.dsp, "cycles": found.bottleneck.cycles}
 

@@ -9,11 +9,9 @@ import copy
 import hashlib
 import json
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -26,7 +24,7 @@ from fxfactor.calibrate import calibrate, count_activations, set_ranges
 from fxfactor.capture import capture
 from fxfactor.cost import Cost, cost
 from fxfactor.errors import FxfactorError
-from fxfactor.export import export
+from fxfactor.finn.costs import Target
 from fxfactor.frozen import freeze
 from fxfactor.graph import sites
 from fxfactor.passes import FactorizeDepth, Quantize
@@ -55,28 +53,6 @@ def top1(model: nn.Module, validation: Iterable[Any]) -> float:
 
 
 @dataclass(frozen=True)
-class Hardware:
-    """What FINN's estimates are made for: see `fxfactor.finn.estimate`."""
-
-    board: str
-    target_fps: int = 1000
-    clock_ns: float = 5.0
-    python: str | None = None
-
-    def price(self, qmodel: GraphModule, images: Tensor) -> tuple[int, int, int, float]:
-        """Look-up tables, block RAMs, DSPs and frames per second. Raises FxfactorError where FINN does not take it."""
-        from fxfactor.finn.runner import estimate
-
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "candidate.onnx"
-            export(qmodel, file, target="finn", example_inputs=images[:1])
-            found = estimate(
-                file, self.board, self.target_fps, self.clock_ns, python=self.python, cache=Path(folder) / "cache"
-            )
-        return found.total.lut, found.total.bram18, found.total.dsp, found.fps
-
-
-@dataclass(frozen=True)
 class Setup:
     """What all candidates have in common. `images`: batches for fitting and ranges."""
 
@@ -87,7 +63,7 @@ class Setup:
     finetune: FineTune | None = None
     boundary_bits: int | None = 8
     keep: tuple[str, ...] = ()
-    hardware: Hardware | None = None
+    target: Target | None = None
 
 
 @dataclass
@@ -228,15 +204,18 @@ class Walk:
         self, state: LevelState, level: Level, pair: BitPair, qmodel: GraphModule | None
     ) -> tuple[dict[str, Any], str]:
         """FINN's estimates where a board was given, and why there are none where FINN does not take the candidate."""
-        if self.setup.hardware is None:
+        if self.setup.target is None:
             return {}, ""
+        from fxfactor.hardware import estimate_network
+
         if qmodel is None:
             qmodel = set_ranges(self._quantized(state, level, pair).eval(), state.histograms)
         try:
-            found = self.setup.hardware.price(qmodel, self.setup.images[0])
+            found = estimate_network(qmodel, self.setup.images[0][:1], self.setup.target)
         except FxfactorError as error:
             return {}, f"no FINN estimates: {error}"
-        return dict(zip(("lut", "bram18", "dsp", "fps"), found, strict=True)), ""
+        total = found.total
+        return {"lut": total.lut, "bram18": total.bram18, "dsp": total.dsp, "fps": found.fps}, ""
 
     def _between(self, state: LevelState, level: Level, pair: BitPair) -> tuple[GraphModule, Cost]:
         """The network for evaluation at `pair` and what it costs, without building it of Brevitas layers if possible."""
