@@ -178,7 +178,7 @@ def test_no_interpreter(write: Write, tmp_path: Path) -> None:
 
 def test_the_interpreter_fails(write: Write, tmp_path: Path) -> None:
     broken = script(tmp_path / "python", "raise SystemExit('no luck')\n")
-    with pytest.raises(FinnError, match="ended with status 1 in step start; its last words: no luck"):
+    with pytest.raises(FinnError, match="ended with status 1 after start; its last words: no luck"):
         fxfactor.finn.estimate(write(build(TAKEN["chain"])), python=broken, cache=tmp_path / "cache")
 
 
