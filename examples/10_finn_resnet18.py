@@ -1,4 +1,4 @@
-"""ResNet-18 to FINN: legal forms, the early check, estimates, proof, and what a bitstream needs. One minute.
+"""ResNet-18 to FINN: legal forms, the early check, estimates, proof, and what a bitstream needs. Two minutes.
 
 python examples/10_finn_resnet18.py       # needs pip install ".[finn,examples]"
 """

@@ -1,6 +1,6 @@
 """ResNet-50 on an FPGA: where the cycles go, what depthwise factors save, and how another target costs only seconds.
 
-python examples/11_finn_resnet50.py       # needs pip install ".[finn,examples]"; about a minute
+python examples/11_finn_resnet50.py       # needs pip install ".[finn,examples]"; two minutes
 """
 
 from pathlib import Path
