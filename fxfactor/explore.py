@@ -12,18 +12,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from fxfactor.errors import PreconditionError
 from fxfactor.exploration import Exploration
-from fxfactor.finn.costs import Target
 from fxfactor.plan import Level, check_bits, check_level
 from fxfactor.search import first_images
 from fxfactor.store import Candidate, Store
 from fxfactor.walk import BitPair, FineTune, Metric, Setup, Walk, top1
+
+if TYPE_CHECKING:
+    from fxfactor.finn.costs import Target
 
 Engine = Literal["local", "ray"]
 Step = tuple[str, Candidate | None, bytes | None]
@@ -126,6 +128,8 @@ def _check(levels: Sequence[Level], bits: Sequence[BitPair], workers: int, engin
 
 def _target(board: str, target_fps: int, clock_ns: float, python: str | Path | None) -> Target:
     """Raises PreconditionError where finn-plus is missing, FinnError on values that FINN has no answer for."""
+    from fxfactor.finn.costs import Target
+
     if python is None:
         try:
             version("finn-plus")

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors.torch import load as load_tensors
@@ -24,7 +24,6 @@ from fxfactor.calibrate import calibrate, count_activations, set_ranges
 from fxfactor.capture import capture
 from fxfactor.cost import Cost, cost
 from fxfactor.errors import FxfactorError
-from fxfactor.finn.costs import Target
 from fxfactor.frozen import freeze
 from fxfactor.graph import sites
 from fxfactor.passes import FactorizeDepth, Quantize
@@ -34,6 +33,9 @@ from fxfactor.precision import LEAST_BITS, MOST_BITS, Precisions
 from fxfactor.ranges import Histogram
 from fxfactor.statistics import fit_to_outputs
 from fxfactor.store import Candidate
+
+if TYPE_CHECKING:
+    from fxfactor.finn.costs import Target
 
 Metric = Callable[[nn.Module, Any], float]
 FineTune = Callable[[GraphModule, GraphModule], object]
