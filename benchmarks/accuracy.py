@@ -2,6 +2,7 @@
 
     python benchmarks/accuracy.py --level 1 2 3 depthwise            # fp32 weights, 256 calibration images, no labels
     python benchmarks/accuracy.py --level 0 1 2 3 depthwise --bits 8 6 4 --steps 0 --brevitas    # post-training quantization
+    python benchmarks/accuracy.py --level 3 --width 2                # twice the channels between the factors
     python benchmarks/accuracy.py --level 3 --bits 4 --epochs 3      # then fine-tuned with labels' images
 
 Data: ../shared/data (see there). Calibration: the first 256 training images. `held out` is the accuracy on 2,000 other
@@ -28,10 +29,11 @@ from torch.fx import GraphModule
 from torch.utils.data import DataLoader, TensorDataset
 
 import fxfactor
+from fxfactor.augment import flip_and_shift
 from fxfactor.finetune import finetune
 from fxfactor.fused import fused_quantizers
 from fxfactor.passes import FactorizeDepth, Quantize
-from fxfactor.reconstruct import flip_and_shift, reconstruct
+from fxfactor.reconstruct import reconstruct
 from fxfactor.rounding import round_weights
 from fxfactor.statistics import fit_to_outputs
 
@@ -54,9 +56,11 @@ def standard_error(percent: float, count: int) -> float:
     return (percent * (100 - percent) / count) ** 0.5
 
 
-def factorized(original: GraphModule, calibration: list[Tensor], level: Any) -> Iterator[tuple[str, GraphModule]]:
+def factorized(
+    original: GraphModule, calibration: list[Tensor], level: Any, width: float
+) -> Iterator[tuple[str, GraphModule]]:
     """The network with its factors by the truncated SVD, and then fitted."""
-    graph = FactorizeDepth(level=level)(original).graph
+    graph = FactorizeDepth(level=level, width=width)(original).graph
     if level == 0:
         yield "original", graph
         return
@@ -78,7 +82,8 @@ def steps_of(model: nn.Module, train: tuple[Tensor, Tensor], options: argparse.N
             round_weights(original, graph, calibration)
             yield "weights rounded", graph
     if options.steps:
-        reconstruct(original, graph, calibration, steps=options.steps, seed=options.seed)
+        reconstruct(original, graph, calibration, steps=options.steps, learning_rate=options.reconstruction_rate,
+                    seed=options.seed)  # fmt: skip
         yield "reconstructed, no labels", graph
     if options.epochs:
         torch.manual_seed(options.seed)
@@ -138,12 +143,13 @@ def measure(options: argparse.Namespace, realdata: Any) -> Iterator[Row]:
         yield from rows(iter([("original", model)]), **base, level=0, bits=None)
         for level in options.level:
             fitted = []
-            for row in rows(_remember(factorized(fxfactor.capture(model, train[0][:1]), calibration, level), fitted),
-                            **base, level=level, bits=None):  # fmt: skip
+            shape = {"level": level, "width": options.width}
+            graphs = factorized(fxfactor.capture(model, train[0][:1]), calibration, level, options.width)
+            for row in rows(_remember(graphs, fitted), **base, **shape, bits=None):
                 if level != 0:
                     yield row
             for bits in options.bits:
-                yield from rows(steps_of(model, train, options, fitted[-1], bits), **base, level=level, bits=bits)
+                yield from rows(steps_of(model, train, options, fitted[-1], bits), **base, **shape, bits=bits)
         for bits in options.bits if options.brevitas else ():
             for backend in ("fx", "layerwise"):
                 yield from rows(brevitas_ptq(model, calibration, bits, backend), **base, level=0, bits=bits)
@@ -160,12 +166,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
     parser.add_argument("--depth", type=int, nargs="+", default=[20], help="20 or 32")
     parser.add_argument("--level", nargs="+", default=["1", "2", "3", "depthwise"])
+    parser.add_argument("--width", type=float, default=1.0, help="channels between the factors / input channels")
     parser.add_argument("--bits", type=int, nargs="+", default=[None])
     parser.add_argument("--calibration", type=int, default=256, help="training images for calibration")
     parser.add_argument("--held-out", type=int, default=2000, help="other training images that are predicted too")
     parser.add_argument("--no-round", dest="round", action="store_false", help="leave fxfactor.rounding out")
     parser.add_argument("--brevitas", action="store_true", help="Brevitas' post-training quantization beside it")
     parser.add_argument("--steps", type=int, default=1300, help="steps of reconstruction; 0 for none")
+    parser.add_argument("--reconstruction-rate", type=float, default=2e-3, help="learning rate of reconstruction")
     parser.add_argument("--epochs", type=int, default=0, help="epochs of fine-tuning on all training images")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)

@@ -2,6 +2,7 @@
 
     python benchmarks/finetuning.py                                  # level 3: 8 bits trained, then 4 bits from there
     python benchmarks/finetuning.py --stages 4:6 --level 2           # 4 bits at once, six epochs
+    python benchmarks/finetuning.py --width 2 --learning-rate 2e-3   # twice the channels between the factors
     python benchmarks/finetuning.py --stages 32:2 4:4                # in floating point first
     python benchmarks/finetuning.py --hold-out --images 6400         # choose settings: 2,000 training images are kept back
 
@@ -28,9 +29,9 @@ from torch.fx import GraphModule
 from torch.utils.data import DataLoader, TensorDataset
 
 import fxfactor
+from fxfactor.augment import flip_and_shift
 from fxfactor.finetune import continue_from, finetune
 from fxfactor.passes import FactorizeDepth, Quantize
-from fxfactor.reconstruct import flip_and_shift
 from fxfactor.statistics import fit_to_outputs
 
 HERE = Path(__file__).resolve().parent
@@ -55,7 +56,7 @@ def steps_of(
 ) -> Iterator[tuple[str, GraphModule]]:
     """The network after each step, with the step's name."""
     original = fxfactor.capture(model, train[0][:1])
-    factorized = FactorizeDepth(level=options.level)(original).graph
+    factorized = FactorizeDepth(level=options.level, width=options.width)(original).graph
     if options.level != 0:
         fit_to_outputs(original, factorized, calibration)
         yield "fitted to outputs, fp32", factorized
@@ -85,7 +86,8 @@ def measure(options: argparse.Namespace, realdata: Any) -> Iterator[Row]:
         train = tuple(torch.cat([part[:1000], part[3000:]]) for part in train)
     train = tuple(part[: options.images] for part in train)
     model = realdata.cifar_resnet(options.depth)
-    base = {"network": f"ResNet-{options.depth}", "level": options.level, "images": len(train[0]),
+    base = {"network": f"ResNet-{options.depth}", "level": options.level, "width": options.width,
+            "images": len(train[0]),
             "learning_rate": options.learning_rate, "batch_size": options.batch_size, "seed": options.seed,
             "label_weight": options.label_weight, "judged_on": len(judged[0])}  # fmt: skip
     yield {**base, "step": "original, fp32", "accuracy": accuracy(model, judged), "cpu_seconds": 0.0}
@@ -108,6 +110,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
     parser.add_argument("--depth", type=int, default=20, help="20 or 32")
     parser.add_argument("--level", default="3")
+    parser.add_argument("--width", type=float, default=1.0, help="channels between the factors / input channels")
     parser.add_argument("--stages", type=_stage, nargs="+", default=[(8, 2), (4, 2)], metavar="BITS:EPOCHS")
     parser.add_argument("--stop-after", metavar="W8A8", help="end after fine-tuning at these bits")
     parser.add_argument("--learning-rate", type=float, default=5e-3)
@@ -129,7 +132,9 @@ def main() -> None:
     sys.path.insert(0, str(options.data))
     import realdata
 
-    table = Table("network", "level", "step", "held out %" if options.hold_out else "test %", "± s.e.", "CPU s")
+    table = Table(
+        "network", "level", "width", "step", "held out %" if options.hold_out else "test %", "± s.e.", "CPU s"
+    )
     for row in measure(options, realdata):
         print(json.dumps(row), file=sys.stderr, flush=True)
         if options.out is not None:
@@ -137,7 +142,8 @@ def main() -> None:
             with open(options.out / "rows.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         error = standard_error(row["accuracy"], row["judged_on"])
-        cells = row["network"], row["level"], row["step"], f"{row['accuracy']:.1f}", f"{error:.1f}", row["cpu_seconds"]
+        cells = (row["network"], row["level"], f"{row['width']:g}", row["step"], f"{row['accuracy']:.1f}", f"{error:.1f}",
+                 row["cpu_seconds"])  # fmt: skip
         table.add_row(*map(str, cells))
     Console().print(table)
 

@@ -14,6 +14,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fxfactor.cli_options import (
+    ActivationBits,
+    BitsOption,
+    InputSize,
+    Keep,
+    LevelOption,
+    Source,
+    WeightBits,
+    Weights,
+    Width,
+)
 from fxfactor.errors import FxfactorError, PreconditionError
 
 if TYPE_CHECKING:
@@ -47,55 +58,6 @@ class Target(str, Enum):
     finn = "finn"
 
 
-def _parse_level(text: str) -> Any:
-    if text == "depthwise":
-        return text
-    if text.isdecimal():
-        return int(text)
-    raise typer.BadParameter(f'an integer of at least 0 or "depthwise" is required, found {text!r}')
-
-
-def _parse_size(text: str) -> Any:
-    parts = text.replace("×", "x").replace(",", "x").split("x")
-    if len(parts) >= 2 and all(part.isdecimal() and int(part) > 0 for part in parts):
-        return tuple(int(part) for part in parts)
-    raise typer.BadParameter(f"channels and size of one image are required, like 3x32x32, found {text!r}")
-
-
-Source = Annotated[
-    str, typer.Argument(help="torchvision:NAME, package.module:factory, or a saved folder.", show_default=False)
-]
-LevelOption = Annotated[
-    Any,
-    typer.Option(
-        "--level",
-        "-l",
-        parser=_parse_level,
-        metavar="INT|depthwise",
-        help="Granularity of the factorization: at most 2^level groups. 0 keeps every convolution.",
-    ),
-]
-BitsOption = Annotated[
-    int | None,
-    typer.Option("--bits", "-b", min=2, max=8, help="Bits of weights and activations. None: floating point."),
-]
-WeightBits = Annotated[int | None, typer.Option(min=2, max=8, help="Bits of the weights, where they differ.")]
-ActivationBits = Annotated[int | None, typer.Option(min=2, max=8, help="Bits of the activations, where they differ.")]
-Keep = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--keep", help="Module path that is not factorized, with all below it. May be given again.", metavar="PATH"
-    ),
-]
-InputSize = Annotated[
-    Any,
-    typer.Option(parser=_parse_size, metavar="CxHxW", help="One image, like 3x32x32. Inferred where it is not given."),
-]
-Weights = Annotated[
-    Path | None, typer.Option(help="State dict to load first: .safetensors, .pt or .pth.", metavar="FILE")
-]
-
-
 @app.callback(invoke_without_command=True)
 def _options(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
@@ -112,6 +74,7 @@ def transform(
     bits: BitsOption = None,
     weight_bits: WeightBits = None,
     activation_bits: ActivationBits = None,
+    width: Width = 1.0,
     plan: Annotated[
         Path | None, typer.Option(help="Plan from [bold]fxfactor plan[/], instead of level and bits.", metavar="FILE")
     ] = None,
@@ -132,6 +95,8 @@ def transform(
 
       fxfactor transform torchvision:resnet18 -l 3 -b 4 -o resnet18-l3
 
+      fxfactor transform torchvision:resnet18 -l 3 --width 2 -b 4 -o resnet18-l3-wide
+
       fxfactor transform my.nets:small --input-size 3x32x32 -l depthwise --keep head
 
       fxfactor transform torchvision:resnet18 --plan plan.json --weights mine.pth
@@ -140,9 +105,11 @@ def transform(
 
     wanted = _wanted_bits(bits, weight_bits, activation_bits)
     model = _named_model(source, weights)
-    settings: dict[str, Any] = {"plan": fxfactor.Plan.load(plan)} if plan else {"level": level, "bits": wanted}
-    if plan and (level is not None or wanted is not None):
-        raise typer.BadParameter("give --plan, or --level and --bits, not both")
+    settings: dict[str, Any] = {"level": level, "bits": wanted, "width": width}
+    if plan:
+        if level is not None or wanted is not None or width != 1:
+            raise typer.BadParameter("give --plan, or --level, --bits and --width, not both")
+        settings = {"plan": fxfactor.Plan.load(plan)}
     images = None if calibration is None else _batches(calibration)
     with _working("factorizing and quantizing", silent=images is not None):
         qmodel = fxfactor.transform(
@@ -161,6 +128,7 @@ def plan(
     bits: BitsOption = None,
     weight_bits: WeightBits = None,
     activation_bits: ActivationBits = None,
+    width: Width = 1.0,
     keep: Keep = None,
     input_size: InputSize = None,
     output: Annotated[
@@ -182,7 +150,7 @@ def plan(
     with _working("reading the network"):
         graph = capture(_named_model(source), _example(input_size))
     both = _wanted_bits(bits, weight_bits, activation_bits) or (None, None)
-    made = Plan.uniform(graph, level, *both, keep=tuple(keep or ()))
+    made = Plan.uniform(graph, level, *both, keep=tuple(keep or ()), width=width)
     if output is None:
         print(made.to_json(), end="")
         return

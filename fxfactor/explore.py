@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fxfactor.errors import PreconditionError
 from fxfactor.exploration import Exploration
-from fxfactor.plan import Level, check_bits, check_level
+from fxfactor.plan import Level, check_bits, check_level, check_width
 from fxfactor.search import first_images
 from fxfactor.store import Candidate, Store
 from fxfactor.walk import BitPair, FineTune, Metric, Setup, Walk, top1
@@ -55,6 +55,7 @@ def explore(
     images: int = 256,
     boundary_bits: int | None = 8,
     keep: Iterable[str] = (),
+    width: float = 1,
     board: str | None = None,
     target_fps: int = 1000,
     clock_ns: float = 5.0,
@@ -70,6 +71,8 @@ def explore(
     finetune: `finetune(qmodel, original)` trains `qmodel` in place; the next bit width of the level starts from its
     weights, and ranges are then set anew. Random numbers are seeded per candidate.
 
+    width: channels between the factors, as a multiple of the input channels, at every level.
+
     state: one SQLite file. A run that was interrupted or killed goes on from it when called again with the same
     arguments, and loses the candidate it was at, at most; the result is that of an unbroken run. Anyone may read
     the file meanwhile (`fxfactor.Exploration.read`).
@@ -84,9 +87,10 @@ def explore(
     """
     grid = tuple(dict.fromkeys(levels)), pairs_of(bits)
     _check(*grid, workers, engine)
+    check_width(width)
     batches = first_images(train, images)
     target = None if board is None else _target(board, target_fps, clock_ns, python)
-    setup = Setup(model, batches, validation, metric, finetune, boundary_bits, tuple(keep), target)
+    setup = Setup(model, batches, validation, metric, finetune, boundary_bits, tuple(keep), target, width)
     about = _about(setup, validation)
     with Store(state, about) as store:
         done = {candidate.key: candidate for candidate in store.candidates()}
@@ -182,6 +186,7 @@ def _about(setup: Setup, validation: Any) -> dict[str, str]:
         "finetune": "" if setup.finetune is None else names[setup.finetune],
         "boundary_bits": str(setup.boundary_bits),
         "keep": ", ".join(setup.keep),
+        "width": str(float(setup.width)),
         "board": "" if setup.target is None else str(setup.target),
     }
 

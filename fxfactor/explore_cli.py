@@ -7,24 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fxfactor.cli_options import Keep, Source, Weights, Width
 from fxfactor.errors import PreconditionError
 
 if TYPE_CHECKING:
     from fxfactor.store import Candidate
 
-Source = Annotated[str, typer.Argument(help="torchvision:NAME or package.module:factory.", show_default=False)]
 Images = Annotated[
     Path,
     typer.Option(
         help="Training images: a .npy file of floats (N, C, H, W), normalised as in training.", metavar="FILE"
     ),
-]
-Weights = Annotated[
-    Path | None, typer.Option(help="State dict to load first: .safetensors, .pt or .pth.", metavar="FILE")
-]
-Keep = Annotated[
-    list[str] | None,
-    typer.Option(help="Module path that is not factorized, with all below it. May be given again.", metavar="PATH"),
 ]
 
 
@@ -54,6 +47,14 @@ def parse_bits(text: str) -> Any:
     return tuple(found)
 
 
+def parse_widths(text: str) -> Any:
+    """ "1,1.5,2": numbers."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f'widths like 1,1.5,2 are required, found "{text}"') from None
+
+
 def explore(
     source: Source,
     images: Images,
@@ -64,6 +65,7 @@ def explore(
     weights: Weights = None,
     levels: Annotated[Any, typer.Option(parser=parse_levels, metavar="LEVELS", help="0-6 or 0,2,depthwise")] = "0-6",
     bits: Annotated[Any, typer.Option(parser=parse_bits, metavar="BITS", help="2,3,4,8 or 8/4,4")] = "2,3,4,8",
+    width: Width = 1.0,
     keep: Keep = None,
     state: Annotated[
         Path, typer.Option(help="File that the run is kept in; call again to go on from it.", metavar="FILE")
@@ -114,6 +116,7 @@ def explore(
         workers=workers,
         engine="ray" if ray else "local",
         keep=tuple(keep or ()),
+        width=width,
         board=board,
         target_fps=target_fps,
         clock_ns=clock_ns,
@@ -138,6 +141,14 @@ def search(
         Any, typer.Option(parser=parse_levels, metavar="LEVELS", help="0-6 or 0,2,depthwise")
     ] = "0-6,depthwise",
     bits: Annotated[Any, typer.Option(parser=parse_bits, metavar="BITS", help="2,3,4,8")] = "2,3,4,5,6,8",
+    widths: Annotated[
+        Any,
+        typer.Option(
+            parser=parse_widths,
+            metavar="WIDTHS",
+            help="Channels between the factors to choose from, as multiples of the input channels: 1,1.5,2",
+        ),
+    ] = "1",
     lut: Annotated[float | None, typer.Option(help="Budget of look-up tables; up to 1: share of the board.")] = None,
     bram: Annotated[float | None, typer.Option(help="Budget of 18 kbit block RAMs; up to 1: share.")] = None,
     dsp: Annotated[float | None, typer.Option(help="Budget of DSP slices; up to 1: share.")] = None,
@@ -180,6 +191,7 @@ def search(
         Budget(bops=bops, macs=macs, weight_bits=weight_bits, lut=lut, bram=bram, dsp=dsp),
         levels=levels,
         bits=bits,
+        widths=widths,
         keep=tuple(keep or ()),
         finn=finn,
         board=board,

@@ -15,7 +15,7 @@ from fxfactor.errors import PreconditionError
 from fxfactor.graph import CONVOLUTIONS, Site, sites
 from fxfactor.passes import Quantize
 from fxfactor.pipeline import Pipeline
-from fxfactor.plan import LayerPlan, Level, check_bits, choose_groups, kept_sites, macs_per_output_pixel
+from fxfactor.plan import LayerPlan, Level, check_bits, check_width, choose_shape, kept_sites, macs_per_output_pixel
 
 Bits = int | None
 
@@ -107,6 +107,8 @@ def space_of(
     ends = {next(iter(known), ""), next(reversed(known), "")}
     fixed = None if boundary_bits is None or weights_at == activations_at == (None,) else (boundary_bits,)
     levels = tuple(levels)
+    for width in widths:
+        check_width(width)
     shapes, macs, weights = {}, {}, {}
     costs = {layer.path: layer for layer in cost(graph).layers}
     for index, (name, site) in enumerate(known.items()):
@@ -151,14 +153,12 @@ def _shapes(
 ) -> Iterator[Shape]:
     conv: Any = site.modules[0]
     for level in levels:
-        groups = choose_groups(site, level, first)
-        if not isinstance(groups, int):
-            continue
-        if most_branches is not None and most_branches < groups < conv.in_channels:
-            continue
         for width in widths:
-            mid = max(1, round(conv.in_channels * width / groups)) * groups
-            if macs_per_output_pixel(conv, groups, mid) < macs_per_output_pixel(conv):
+            shape = choose_shape(site, level, first, width)
+            if isinstance(shape, str):
+                continue
+            groups, mid = shape
+            if most_branches is None or not most_branches < groups < conv.in_channels:
                 yield Shape(groups, None if mid == conv.in_channels else mid)
 
 

@@ -22,6 +22,7 @@ def transform(
     level: Level | None = None,
     bits: int | tuple[int | None, int | None] | None = None,
     *,
+    width: float = 1,
     plan: Plan | None = None,
     keep: Iterable[str] = (),
     example_inputs: Tensor | tuple[Any, ...] | None = None,
@@ -35,9 +36,10 @@ def transform(
 
     level: an int ≥ 0 (0, the default, factorizes nothing) or "depthwise"; see `fxfactor.groups_at`.
     bits: 2 to 8, or (weight bits, activation bits); None, the default, stays in floating point. The first layer and the
-    classifier get 8 bits. plan: groups, mid and bits for each layer, instead of level and bits. keep: module paths that
-    are not factorized. example_inputs: a tensor or tuple of arguments, where the input cannot be inferred
-    and there is no calibration.
+    classifier get 8 bits. width: channels between the factors, as a multiple of the input channels: 2 costs up to twice
+    the MACs and keeps far more accuracy. plan: groups, mid and bits for each layer, instead of level, bits and width.
+    keep: module paths that are not factorized. example_inputs: a tensor or tuple of arguments, where the input cannot be
+    inferred and there is no calibration.
     calibration: batches of images; the factors are then fitted to the outputs on them and the activation ranges set
     from them. Without them the factors are fitted to the weights, and the batch norms' statistics give the ranges.
 
@@ -46,9 +48,10 @@ def transform(
     Raises PreconditionError on values out of range, unknown sites and a network without convolutions, CaptureError where
     the network cannot be captured.
     """
-    if plan is not None and (level is not None or bits is not None):
+    if plan is not None and (level is not None or bits is not None or width != 1):
+        wide = "" if width == 1 else f", width={width!r}"
         raise PreconditionError(
-            f"give a plan, or level and bits, not both; found level={level!r}, bits={bits!r} and a plan"
+            f"give a plan, or level and bits, not both; found level={level!r}, bits={bits!r}{wide} and a plan"
         )
     level = 0 if level is None else level
     check_level(level)
@@ -68,7 +71,7 @@ def transform(
         plan.require_fits(graph)
         passes = plan_passes(plan, images, kept)
     else:
-        passes = (FactorizeDepth(level=level, keep=kept, calibration=images),)
+        passes = (FactorizeDepth(level=level, keep=kept, calibration=images, width=width),)
         if weight_bits is not None or activation_bits is not None:
             passes += (Quantize(weight_bits, activation_bits),)
     result = Pipeline(*passes)(graph).graph

@@ -66,6 +66,7 @@ class Setup:
     boundary_bits: int | None = 8
     keep: tuple[str, ...] = ()
     target: Target | None = None
+    width: float = 1
 
 
 @dataclass
@@ -135,7 +136,9 @@ class Walk:
 
     def _empty(self, level: Level) -> LevelState:
         """The graph of a level with the truncated SVD's factors."""
-        return LevelState(FactorizeDepth(level=level, keep=self.setup.keep)(self.original).graph)
+        return LevelState(
+            FactorizeDepth(level=level, keep=self.setup.keep, width=self.setup.width)(self.original).graph
+        )
 
     def _fit(self, graph: GraphModule) -> None:
         """Fit all factors, but those that the previous level has already with nothing different before them."""
@@ -155,7 +158,7 @@ class Walk:
         return state.precisions
 
     def _plan(self, level: Level, pair: BitPair) -> Plan:
-        return Plan.uniform(self.original, level, *pair, self.setup.boundary_bits, self.setup.keep)
+        return Plan.uniform(self.original, level, *pair, self.setup.boundary_bits, self.setup.keep, self.setup.width)
 
     def _quantized(self, state: LevelState, level: Level, pair: BitPair) -> GraphModule:
         if pair == (None, None):

@@ -25,7 +25,7 @@ from fxfactor.graph import (
     sites,
 )
 from fxfactor.pipeline import Change, Pass, Skip
-from fxfactor.plan import LayerPlan, Level, Plan, check_level, choose_groups, kept_sites, reason_to_keep
+from fxfactor.plan import LayerPlan, Level, Plan, check_level, check_width, choose_shape, kept_sites, reason_to_keep
 from fxfactor.statistics import fit_to_outputs
 
 
@@ -35,7 +35,8 @@ class FactorizeDepth(Pass):
 
     Before: `site`, weight (C_out, C_in/g, k, k). After: `site.spatial`, weight (mid, C_in/G, k, k), G groups, with the
     stride, padding, padding mode and dilation of the original; then `site.pointwise`, weight (C_out, mid/g, 1, 1), with
-    its bias. mid is C_in unless the plan says otherwise.
+    its bias. mid is width · C_in, rounded to a multiple of G, or what the plan says: more channels between the factors
+    lose less and cost more MACs.
 
     Left as they are: the first convolution, 1×1 and depthwise ones, those with fewer than 8 input channels, and where
     the factors would not need fewer MACs. A plan may split the first one and small ones too. Sites in `keep`, or below
@@ -46,8 +47,9 @@ class FactorizeDepth(Pass):
     fitted to the outputs that the network had on them (`fxfactor.statistics`), and `output_error` says what is missed
     there. With `fit=False` the factors stay empty, for weights to be loaded.
 
-    Raises PreconditionError on a level below 0, and on a site in `plan` or `keep` that the network does not have or that
-    cannot have the groups and mid that the plan wants. Source: FactorizeNet (Yun and Wong 2020, arXiv 2011.14586).
+    Raises PreconditionError on a level below 0, a width that is not above 0, and on a site in `plan` or `keep` that the
+    network does not have or that cannot have the groups and mid that the plan wants. Source: FactorizeNet (Yun and Wong
+    2020, arXiv 2011.14586).
     """
 
     level: Level | None = None
@@ -55,6 +57,7 @@ class FactorizeDepth(Pass):
     keep: tuple[str, ...] = ()
     calibration: Sequence[Any] | None = None
     fit: bool = True
+    width: float = 1
 
     def __post_init__(self) -> None:
         if (self.level is None) == (self.plan is None):
@@ -64,6 +67,9 @@ class FactorizeDepth(Pass):
             )
         if self.level is not None:
             check_level(self.level)
+        check_width(self.width)
+        if self.plan is not None and self.width != 1:
+            raise PreconditionError(f"give a plan or a width, not both, found a plan and width={self.width!r}")
 
     def check(self, graph: GraphModule) -> None:
         kept_sites(graph, self.keep)
@@ -99,8 +105,7 @@ class FactorizeDepth(Pass):
         """Groups and mid for a site, or the reason to leave it as it is."""
         conv = site.modules[0]
         if self.plan is None:
-            groups = choose_groups(site, cast(Level, self.level), first)
-            return groups if isinstance(groups, str) else (groups, conv.in_channels)
+            return choose_shape(site, cast(Level, self.level), first, self.width)
         layer = self.plan.layers.get(site.name, LayerPlan())
         if site.factorized:
             return "already factorized"

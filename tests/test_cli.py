@@ -92,6 +92,13 @@ def test_plan_goes_to_the_screen(capsys: pytest.CaptureFixture[str]) -> None:
     assert fxfactor.Plan.from_json(capsys.readouterr().out).layers["3"].groups == 16
 
 
+def test_width_is_channels_between_the_factors(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("plan", *SMALL, "--level", "depthwise", "--width", "2") == 0
+    assert fxfactor.Plan.from_json(capsys.readouterr().out).layers["3"].mid == 32
+    assert run("transform", *SMALL, "--level", "depthwise", "--width", "2") == 0
+    assert "32" in capsys.readouterr().out
+
+
 def test_keep_leaves_a_layer_in_one_piece(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("transform", *SMALL, "-l", "2", "--keep", "3") == 0
     assert "kept on request" in capsys.readouterr().out
@@ -163,6 +170,7 @@ def test_one_clear_message_and_exit_code_1(
         (["transform", *SMALL, "--level", "deep"], "depthwise"),
         (["transform", *SMALL[:1], "--input-size", "32"], "3x32x32"),
         (["transform", *SMALL, "--plan", "plan.json", "--level", "1"], "not both"),
+        (["transform", *SMALL, "--plan", "plan.json", "--width", "2"], "not both"),
         (["export", "net", "net.onnx", "--target", "vivado"], "finn"),
         (["transfrom"], "transfrom"),
     ],

@@ -369,7 +369,8 @@ def test_explore_and_search_on_the_command_line(tmp_path: Path, monkeypatch: pyt
     explored = run("explore", "small_net:net", "--images", "train.npy", "--validation", "test.npz", "--levels", "0,2-3",
                    "--bits", "8/4,4")  # fmt: skip
     assert "6 of 6 evaluated" in explored
-    searched = run("search", "small_net:net", "--images", "train.npy", "--bops", "0.01", "-o", "found.json")
+    searched = run("search", "small_net:net", "--images", "train.npy", "--bops", "0.01", "--widths", "1,2", "-o",
+                   "found.json")  # fmt: skip
     assert "block.conv1" in searched
     assert fxfactor.Plan.load("found.json").explain().budget.keys() == {"bops"}
     with pytest.raises(SystemExit) as ended:

@@ -13,7 +13,7 @@ from torch import nn
 from fxfactor import LayerPlan, Plan, PreconditionError, capture, groups_at, transform
 from fxfactor.passes import FactorizeDepth, Quantize
 from fxfactor.pipeline import Pipeline
-from fxfactor.plan import macs_per_output_pixel
+from fxfactor.plan import macs_per_output_pixel, mid_at
 
 BITS = st.none() | st.integers(2, 8)
 
@@ -78,6 +78,36 @@ def test_a_level_and_bits_are_a_plan():
         "classifier": LayerPlan(None, None, 8, 8),
     }
     assert plan.join_bits == 3
+
+
+def test_a_width_is_channels_between_the_factors():
+    plan = Plan.uniform(capture(ResidualNet(32)), level=3, width=1.6)
+    assert {name: (layer.groups, layer.mid) for name, layer in plan.layers.items()} == {
+        "stem.0": (None, None),
+        "block.conv1": (8, 48),
+        "block.conv2": (8, 48),
+        "classifier": (None, None),
+    }
+
+
+@given(st.floats(1e-3, 8), st.integers(1, 64), st.integers(1, 64))
+def test_mid_is_the_closest_multiple_of_the_groups(width, per_group, groups):
+    channels = per_group * groups
+    mid = mid_at(width, channels, groups)
+    assert mid % groups == 0
+    assert mid > 0
+    assert mid == groups or abs(mid - width * channels) <= groups / 2 + 1e-6
+    assert mid_at(1, channels, groups) == channels
+
+
+@pytest.mark.parametrize("level", [0, 1, 3, "depthwise"])
+@pytest.mark.parametrize("width", [0.5, 2])
+def test_a_plan_gives_what_its_level_and_width_give(level, width):
+    model = randomized(ResidualNet())
+    by_plan = transform(model, plan=Plan.uniform(capture(model), level, width=width))
+    by_level = transform(model, level, width=width)
+    assert Plan.of(by_plan) == Plan.of(by_level)
+    assert all((value == by_level.state_dict()[key]).all() for key, value in by_plan.state_dict().items())
 
 
 @pytest.mark.parametrize("level", [0, 1, 3, "depthwise"])

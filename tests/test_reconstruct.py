@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 import fxfactor
 from fxfactor.errors import PreconditionError
 from fxfactor.passes import FactorizeDepth, Quantize
-from fxfactor.reconstruct import boundaries, flip_and_shift, reconstruct, with_taps
+from fxfactor.reconstruct import boundaries, reconstruct, with_taps
 
 
 class Block(nn.Module):
@@ -77,7 +77,7 @@ def test_reconstruction_brings_the_output_nearer(bits):
     original = network()
     graph = compressed(original, bits)
     before = difference(original, graph)
-    losses = reconstruct(original, graph, images().split(8), steps=60, batch_size=16, augment=None)
+    losses = reconstruct(original, graph, images().split(8), steps=60, batch_size=16, learning_rate=5e-3, augment=None)
     assert len(losses) == 60
     assert losses[-1] < 0.6 * losses[0]
     assert difference(original, graph) < before
@@ -99,18 +99,6 @@ def test_empty_loader_is_refused():
     original = network()
     with pytest.raises(PreconditionError, match="at least one batch of calibration images"):
         reconstruct(original, compressed(original), [])
-
-
-@pytest.mark.parametrize("shape", [(6, 2, 16), (6, 3, 16, 24), (6, 1, 8, 8, 8)])
-def test_augmentation_moves_images(shape):
-    x = torch.rand(shape) + 1
-    first = flip_and_shift(x, torch.Generator().manual_seed(0))
-    assert first.shape == x.shape
-    assert not torch.equal(first, x)
-    assert torch.equal(first, flip_and_shift(x, torch.Generator().manual_seed(0)))
-    kept = (first > 0).double().flatten(1).mean(1)
-    assert (kept >= 0.875 ** len(shape[2:])).all()
-    assert all(torch.isin(a[a > 0], b).all() for a, b in zip(first, x, strict=True))
 
 
 def test_original_may_be_the_model_itself():

@@ -20,7 +20,7 @@ import fxfactor
 from fxfactor.graph import check_graph, convolutions, sites
 from fxfactor.passes import FactorizeDepth, Quantize
 from fxfactor.pipeline import Pipeline
-from fxfactor.plan import Level, choose_groups
+from fxfactor.plan import Level, choose_shape
 
 torchvision = pytest.importorskip("torchvision")
 from torchvision import models  # noqa: E402
@@ -128,7 +128,7 @@ def test_transformed_network_runs_and_trains(name, level, bits):
     wanted = {
         site.name
         for index, site in enumerate(sites(captured(name)).values())
-        if isinstance(choose_groups(site, level, first=index == 0), int)
+        if isinstance(choose_shape(site, level, first=index == 0), tuple)
     }
     assert {site.name for site in sites(graph).values() if site.factorized} == wanted
     run_and_train_one_step(graph, torch.randn(built(name)[1]))

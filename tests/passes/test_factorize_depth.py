@@ -144,6 +144,20 @@ def test_a_grouped_convolution_is_refined_and_keeps_its_groups_behind():
     assert (pointwise.groups, pointwise.in_channels, pointwise.out_channels) == (4, 32, 64)
 
 
+def test_more_channels_between_the_factors_lose_less():
+    graph = capture(randomized(ResidualNet(32)))
+    results = [FactorizeDepth(level=2, width=width)(graph) for width in (0.5, 1, 2)]
+    errors = [[change.relative_error for change in result.changes] for result in results]
+    assert all(a > b > c for a, b, c in zip(*errors, strict=True))
+
+
+def test_a_layer_that_width_would_make_dearer_is_left_alone():
+    skips = FactorizeDepth(level=1, width=2)(capture(nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)))).skips
+    assert skips[-1] == Skip(
+        "1", "2 groups and 16 channels between the factors would not lower the MACs: 704 instead of 576 at each pixel"
+    )
+
+
 def test_kept_sites_and_all_below_them_are_left_alone():
     graph = capture(ResidualNet())
     assert FactorizeDepth(level=1, keep=("block",))(graph).changes == ()
@@ -206,6 +220,8 @@ def test_more_levels_come_closer_to_depthwise():
         ({"level": -1}, 'level must be an int of at least 0 or "depthwise", found -1'),
         ({"level": 1.5}, 'level must be an int of at least 0 or "depthwise", found 1.5'),
         ({"level": "deep"}, "found 'deep'"),
+        ({"level": 1, "width": -1}, "width must be a number above 0, .*, found -1"),
+        ({"plan": Plan(), "width": 2}, "give a plan or a width, not both, found a plan and width=2"),
     ],
 )
 def test_wrong_settings_are_refused(settings, message):

@@ -1,0 +1,63 @@
+"""Arguments and options that several subcommands of the command line share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def _parse_level(text: str) -> Any:
+    if text == "depthwise":
+        return text
+    if text.isdecimal():
+        return int(text)
+    raise typer.BadParameter(f'an integer of at least 0 or "depthwise" is required, found {text!r}')
+
+
+def _parse_size(text: str) -> Any:
+    parts = text.replace("×", "x").replace(",", "x").split("x")
+    if len(parts) >= 2 and all(part.isdecimal() and int(part) > 0 for part in parts):
+        return tuple(int(part) for part in parts)
+    raise typer.BadParameter(f"channels and size of one image are required, like 3x32x32, found {text!r}")
+
+
+Source = Annotated[
+    str, typer.Argument(help="torchvision:NAME, package.module:factory, or a saved folder.", show_default=False)
+]
+LevelOption = Annotated[
+    Any,
+    typer.Option(
+        "--level",
+        "-l",
+        parser=_parse_level,
+        metavar="INT|depthwise",
+        help="Granularity of the factorization: at most 2^level groups. 0 keeps every convolution.",
+    ),
+]
+Width = Annotated[
+    float,
+    typer.Option(
+        help="Channels between the factors, as a multiple of the input channels: 2 keeps more accuracy for more MACs."
+    ),
+]
+BitsOption = Annotated[
+    int | None,
+    typer.Option("--bits", "-b", min=2, max=8, help="Bits of weights and activations. None: floating point."),
+]
+WeightBits = Annotated[int | None, typer.Option(min=2, max=8, help="Bits of the weights, where they differ.")]
+ActivationBits = Annotated[int | None, typer.Option(min=2, max=8, help="Bits of the activations, where they differ.")]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--keep", help="Module path that is not factorized, with all below it. May be given again.", metavar="PATH"
+    ),
+]
+InputSize = Annotated[
+    Any,
+    typer.Option(parser=_parse_size, metavar="CxHxW", help="One image, like 3x32x32. Inferred where it is not given."),
+]
+Weights = Annotated[
+    Path | None, typer.Option(help="State dict to load first: .safetensors, .pt or .pth.", metavar="FILE")
+]
