@@ -29,7 +29,7 @@ from torch.fx import GraphModule
 from torch.utils.data import DataLoader, TensorDataset
 
 import fxfactor
-from fxfactor.augment import flip_and_shift
+from fxfactor.augment import flip_and_shift, flip_shift_and_cut
 from fxfactor.finetune import finetune
 from fxfactor.fused import fused_quantizers
 from fxfactor.passes import FactorizeDepth, Quantize
@@ -83,7 +83,7 @@ def steps_of(model: nn.Module, train: tuple[Tensor, Tensor], options: argparse.N
             yield "weights rounded", graph
     if options.steps:
         reconstruct(original, graph, calibration, steps=options.steps, learning_rate=options.reconstruction_rate,
-                    seed=options.seed)  # fmt: skip
+                    augment=flip_shift_and_cut if options.mix else flip_and_shift, seed=options.seed)  # fmt: skip
         yield "reconstructed, no labels", graph
     if options.epochs:
         torch.manual_seed(options.seed)
@@ -134,6 +134,7 @@ def measure(options: argparse.Namespace, realdata: Any) -> Iterator[Row]:
         for step, graph in steps:
             seconds = time.process_time() - start
             yield {**common, "step": step, "test": accuracy(graph, *test), "held_out": accuracy(graph, *held_out),
+                   "million_macs": round(fxfactor.cost(graph).macs / 1e6, 1) if isinstance(graph, GraphModule) else None,
                    "cpu_seconds": round(seconds, 1), "steps": options.steps, "epochs": options.epochs}  # fmt: skip
             start = time.process_time()
 
@@ -174,6 +175,7 @@ def main() -> None:
     parser.add_argument("--brevitas", action="store_true", help="Brevitas' post-training quantization beside it")
     parser.add_argument("--steps", type=int, default=1300, help="steps of reconstruction; 0 for none")
     parser.add_argument("--reconstruction-rate", type=float, default=2e-3, help="learning rate of reconstruction")
+    parser.add_argument("--no-mix", dest="mix", action="store_false", help="images flipped and shifted only")
     parser.add_argument("--epochs", type=int, default=0, help="epochs of fine-tuning on all training images")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -187,14 +189,15 @@ def main() -> None:
     sys.path.insert(0, str(options.data))
     import realdata
 
-    table = Table("network", "level", "bits", "step", "test %", "± s.e.", "held out %", "CPU s")
+    table = Table("network", "level", "bits", "step", "million MACs", "test %", "± s.e.", "held out %", "CPU s")
     for row in measure(options, realdata):
         print(json.dumps(row), file=sys.stderr, flush=True)
         if options.out is not None:
             with open(options.out, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
-        cells = [row["network"], row["level"], row["bits"] or "fp32", row["step"], f"{row['test']:.1f}",
-                 f"{standard_error(row['test'], 1000):.1f}", f"{row['held_out']:.1f}", row["cpu_seconds"]]  # fmt: skip
+        error, bits, macs = standard_error(row["test"], 1000), row["bits"] or "fp32", row["million_macs"] or ""
+        cells = [row["network"], row["level"], bits, row["step"], macs, f"{row['test']:.1f}", f"{error:.1f}",
+                 f"{row['held_out']:.1f}", row["cpu_seconds"]]  # fmt: skip
         table.add_row(*map(str, cells))
     Console().print(table)
 

@@ -88,6 +88,18 @@ def test_the_grid_is_evaluated_with_the_costs_of_the_networks(tmp_path: Path) ->
         assert (each.macs, each.bops, each.total_weight_bits) == (total.macs, total.bops, total.total_weight_bits)
 
 
+def test_a_width_is_that_of_transform_and_another_run_for_another_width(tmp_path: Path) -> None:
+    result = _explore(tmp_path / "state", levels=(3,), bits=(8,), width=2)
+    made = fxfactor.transform(_model(), level=3, bits=8, width=2, calibration=TRAIN)
+    (each,) = result.candidates
+    assert (each.macs, each.total_weight_bits) == (fxfactor.cost(made).macs, fxfactor.cost(made).total_weight_bits)
+    assert fxfactor.Plan.of(fxfactor.transform(_model(), plan=plan_of(each))) == fxfactor.Plan.of(made)
+    with pytest.raises(PreconditionError, match="its width is"):
+        _explore(tmp_path / "state", levels=(3,), bits=(8,))
+    with pytest.raises(PreconditionError, match="width must be a number above 0"):
+        _explore(tmp_path / "other", width=0)
+
+
 def test_at_8_bits_a_candidate_is_what_transform_makes(tmp_path: Path) -> None:
     result = _explore(tmp_path / "state", levels=(3,), bits=(8, None))
     for each, bits in zip(result.candidates, (None, 8), strict=True):
