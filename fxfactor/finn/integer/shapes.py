@@ -1,0 +1,144 @@
+"""Flattening, padding, concatenation and splits: the same integers in another place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import onnx
+
+from fxfactor.finn import rules
+from fxfactor.finn.constants import Broken, Value, attributes_of
+from fxfactor.finn.integer.context import Context, Handler
+from fxfactor.finn.integer.emitting import flattened
+from fxfactor.finn.integer.values import operand, require_quantized
+from fxfactor.finn.streams import Columns, Stream, integer_datatype
+
+
+def _flatten(context: Context, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:
+    x = operand(inputs)
+    features = int(np.prod(x.shape))
+    if node.op_type == "Flatten":
+        target: tuple[int, ...] = (1, -1) if attributes_of(node).get("axis", 1) == 1 else ()
+    elif node.op_type == "Reshape":
+        target = tuple(int(size) for size in np.ravel(inputs[1]))  # type: ignore[arg-type]
+    else:  # Squeeze of a pooled tensor
+        target = (1, features) if len(x.shape) == 3 and x.shape[1:] == (1, 1) else ()
+    if target in ((1, *x.shape), (0, *x.shape)):
+        return (x,)
+    if target not in ((1, -1), (1, features), (-1, features), (0, -1), (0, features)):
+        raise Broken(rules.LINEAR_INPUT, f"{node.op_type} from {(1, *x.shape)} to {target}", "use torch.flatten(x, 1)")
+    return (x if len(x.shape) == 1 else flattened(context, node, x),)
+
+
+def _pad(context: Context, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:
+    x = operand(inputs)
+    attributes = attributes_of(node)
+    pads = [int(pad) for pad in np.ravel(inputs[1])] if len(inputs) > 1 else attributes.get("pads", [])  # type: ignore[arg-type]
+    value = inputs[2] if len(inputs) > 2 else attributes.get("value")
+    if attributes.get("mode", "constant") != "constant" or (value is not None and np.any(value)):  # type: ignore[arg-type]
+        raise Broken(rules.PADDING, f"padding mode {attributes.get('mode')}", rules.REMEDIES["Pad"])
+    if len(pads) != 8 or any(pads[0:2]) or any(pads[4:6]) or min(pads) < 0 or x.functions or x.pools or x.offset.any():
+        raise Broken(rules.PADDING, f"padding {pads} as an operation of its own", rules.REMEDIES["Pad"])
+    new = tuple(a + b for a, b in zip((pads[2], pads[3], pads[6], pads[7]), x.pads, strict=True))
+    return (replace(x, pads=cast("tuple[int, int, int, int]", new)),)
+
+
+def _concatenate(context: Context, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:
+    streams = [value for value in inputs if isinstance(value, Stream)]
+    if len(streams) != len(inputs):
+        raise Broken(rules.OPERATION, "a concatenation with a constant", rules.REMEDIES["Pad"])
+    axis, rank = attributes_of(node)["axis"], len(streams[0].shape) + 1
+    for x in streams:
+        require_quantized(x, "put a quantizer before the concatenation")
+    if axis % rank != 1 or any(x.order is not None for x in streams):
+        raise Broken(rules.OPERATION, f"a concatenation along axis {axis}", "concatenate along the channels")
+    if len({x.tensor for x in streams}) < len(streams):
+        raise Broken(rules.OPERATION, "a concatenation of a tensor with itself", "use a convolution with wider output")
+    parts: dict[str, Any] = {
+        name: np.concatenate([getattr(x, name) for x in streams]) for name in ("low", "high", "scale", "offset")
+    }
+    channels = sum(x.channels for x in streams)
+    datatype = integer_datatype(int(parts["low"].min()), int(parts["high"].max()))
+    annotated = {context.builder.datatypes[x.tensor] for x in streams}
+    tensor = context.builder.node(
+        "Concat",
+        [x.tensor for x in streams],
+        context.site(node),
+        (*context.builder.shapes[streams[0].tensor][:-1], channels),
+        annotated.pop() if len(annotated) == 1 else datatype,
+        axis=rank - 1,
+    )
+    columns: tuple[Columns, ...] | None = ()
+    for x in streams:
+        columns = None if columns is None or x.columns is None else (*columns, *x.columns)
+    quantized = all(x.quantized for x in streams)
+    shape = (channels, *streams[0].shape[1:])
+    return (Stream(tensor, shape, datatype, **parts, quantized=quantized, columns=columns),)
+
+
+def _split(context: Context, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:
+    x = operand(inputs)
+    attributes = attributes_of(node)
+    axis, rank = attributes.get("axis", 0), len(x.shape) + 1
+    sizes = inputs[1] if len(inputs) > 1 and inputs[1] is not None else attributes.get("split")
+    if sizes is None:
+        sizes = [x.channels // len(node.output)] * len(node.output)
+    sizes = [int(size) for size in np.ravel(sizes)]  # type: ignore[arg-type]
+    require_quantized(x, "split after a quantizer")
+    if axis % rank != 1 or sum(sizes) != x.channels or x.order is not None:
+        raise Broken(rules.SPLIT, f"sizes {sizes} along axis {axis}", "use torch.split(x, [n, ...], 1)")
+    if len(sizes) > rules.MOST_BRANCHES:
+        broken = Broken(
+            rules.BRANCHES,
+            f"{len(sizes)} branches",
+            f"choose a level of at most {rules.MOST_BRANCHES.bit_length() - 1}, or depthwise, for the layer after it",
+        )
+        context.report(context.site(node), broken, blocks=False)
+    return _parts(context, context.site(node), x, sizes)
+
+
+def _parts(context: Context, site: str, x: Stream, sizes: list[int]) -> Iterable[Value]:
+    shape = context.builder.shapes[x.tensor][:-1]
+    datatype = context.builder.datatypes[x.tensor]
+    sizes_name = context.builder.constant(f"{site}.sizes", np.asarray(sizes, np.int64), "INT64")
+    first = context.builder.node(
+        "Split", (x.tensor, sizes_name), f"{site}.0", (*shape, sizes[0]), datatype, axis=len(shape)
+    )
+    names, split = [first], context.builder.nodes[-1]
+    for index, size in enumerate(sizes[1:], 1):
+        name = f"{first}.{index}"
+        context.builder.shapes[name], context.builder.datatypes[name] = (*shape, size), datatype
+        split.output.append(name)
+        names.append(name)
+    start, parts = 0, []
+    for name, size in zip(names, sizes, strict=True):
+        chosen = slice(start, start + size)
+        arrays = {key: getattr(x, key)[chosen] for key in ("low", "high", "scale", "offset")}
+        parts.append(replace(x, tensor=name, shape=(size, *x.shape[1:]), columns=None, **arrays))
+        start += size
+    return parts
+
+
+def _identity(context: Context, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:
+    return (inputs[0],)
+
+
+def _shape(context: Context, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:
+    x = operand(inputs)
+    return (np.array([1, *x.shape], np.int64),)
+
+
+HANDLERS: dict[str, Handler] = {
+    "Concat": _concatenate,
+    "Dropout": _identity,
+    "Flatten": _flatten,
+    "Identity": _identity,
+    "Pad": _pad,
+    "Reshape": _flatten,
+    "Shape": _shape,
+    "Split": _split,
+    "Squeeze": _flatten,
+}
