@@ -7,6 +7,7 @@ That is what ranges start from where no calibration images are given; made-up im
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from fxfactor.dataflow import is_addition, is_concatenation, operation_name, tensor_inputs
-from fxfactor.graph import LAYERS, module_of, shape_of, sites
+from fxfactor.graph import LAYERS, TRANSPOSED, module_of, shape_of, sites
 from fxfactor.ranges import Histogram
 
 _Z = torch.linspace(-4.5, 4.5, 37, dtype=torch.float64)
@@ -117,10 +118,13 @@ def _through_layer(layer: nn.Module, source: Moments) -> Moments:
     else:
         groups = cast(int, layer.groups)
         source = source.resized(cast(int, layer.in_channels))
-    if getattr(layer, "transposed", False):
+    seen = 1.0  # share of the taps that reach a pixel
+    if isinstance(layer, TRANSPOSED):
         weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+        seen = 1 / math.prod(layer.stride)
     taps = weight.reshape(*weight.shape[:2], -1)  # a linear layer has one tap
-    mean, variance = _grouped(taps.sum(2), source.mean, groups), _grouped(taps.square().sum(2), source.variance, groups)
+    mean = _grouped(taps.sum(2), source.mean, groups) * seen
+    variance = _grouped(taps.square().sum(2), source.variance, groups) * seen
     return Moments(mean if bias is None else mean + bias.detach().double(), variance)
 
 

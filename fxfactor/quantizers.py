@@ -1,7 +1,8 @@
 """What we know about Brevitas layers: how one is made from a plain layer, and how bits and ranges are read and set.
 
-Weights: symmetric integers of narrow range, one scale per output channel. Activations: zero point 0, one scale per
-tensor, a trained parameter: its range is ±T for signed and 0…T for unsigned quantizers, in the unit of the tensor.
+Weights: symmetric integers of narrow range, one scale per output channel, or one in all (`has_one_weight_scale`).
+Activations: zero point 0, one scale per tensor, a trained parameter: its range is ±T for signed and 0…T for unsigned
+quantizers, in the unit of the tensor.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from typing import Any, cast
 import torch
 from brevitas import nn as qnn
 from brevitas.inject.enum import ScalingImplType
-from brevitas.quant import Int8WeightPerChannelFloat
+from brevitas.quant import Int8WeightPerChannelFloat, Int8WeightPerTensorFloat
 from brevitas.quant.base import ParamMinMaxInitScaling
 from brevitas.quant.scaled_int import Int8ActPerTensorFloat, Uint8ActPerTensorFloat
 from torch import Tensor, nn
 
-from fxfactor.graph import is_quantizer
+from fxfactor.graph import TRANSPOSED, is_quantizer
 
 _QUANTIZED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv1d: qnn.QuantConv1d,
@@ -47,11 +48,16 @@ def is_quantized_layer(module: nn.Module | None) -> bool:
     return isinstance(module, tuple(_QUANTIZED.values()))
 
 
+def has_one_weight_scale(layer: nn.Module) -> bool:
+    """Whether all weights share a scale: in transposed convolutions of several groups, where Brevitas mistakes the channels."""
+    return isinstance(layer, TRANSPOSED) and layer.groups > 1
+
+
 def quantize_layer(layer: nn.Module, bits: int) -> nn.Module:
     """The Brevitas layer that stands for a convolution or linear layer, with the same weights and bias.
 
     Before: nn.Conv2d, weight (C_out, C_in/groups, k, k). After: QuantConv2d, the same tensors; the weight is quantized to
-    `bits` bits with one scale per output channel at every call, the bias stays in floating point.
+    `bits` bits at every call (for the scales see the module), the bias stays in floating point.
     """
     kind = next(plain for plain in _QUANTIZED if isinstance(layer, plain))
     settings: dict[str, Any]
@@ -72,8 +78,8 @@ def quantize_layer(layer: nn.Module, bits: int) -> nn.Module:
         settings = {name: getattr(layer, name) for name in names}
     weight, bias = cast(Tensor, layer.weight), cast("Tensor | None", layer.bias)
     result = cast(Any, _QUANTIZED[kind])(
-        **settings, bias=bias is not None, weight_quant=Int8WeightPerChannelFloat, weight_bit_width=bits,
-        device=weight.device, dtype=weight.dtype,
+        **settings, bias=bias is not None, weight_bit_width=bits, device=weight.device, dtype=weight.dtype,
+        weight_quant=Int8WeightPerTensorFloat if has_one_weight_scale(layer) else Int8WeightPerChannelFloat,
     )  # fmt: skip
     # .data, since Brevitas' scale refers to the parameter object that its constructor made
     result.weight.data = weight.detach()

@@ -37,6 +37,7 @@ from fxfactor.options import Bits, Shape, Space
 from fxfactor.passes.factorize_depth import convolution_like, pointwise_like
 from fxfactor.plan import LayerPlan
 from fxfactor.progress import track
+from fxfactor.quantizers import has_one_weight_scale
 from fxfactor.ranges import Histogram, best_limit
 from fxfactor.statistics import importance_of, moments_of, receiver_of_shift
 
@@ -243,11 +244,12 @@ class _Sensitivity:
 
 
 def rounded(weight: Tensor, bits: Bits, layer: nn.Module | None = None) -> Tensor:
-    """The weight as Brevitas rounds it: symmetric, narrow range, one scale for every output channel."""
+    """The weight as Brevitas rounds it: symmetric, narrow range, one scale for every output channel or in all."""
     if bits is None:
         return weight
     axis = 1 if isinstance(layer, TRANSPOSED) else 0
-    others = [a for a in range(weight.dim()) if a != axis]
+    one_scale = layer is not None and has_one_weight_scale(layer)
+    others = [a for a in range(weight.dim()) if one_scale or a != axis]
     scale = weight.abs().amax(others, keepdim=True).clamp_min(1e-30) / (2 ** (bits - 1) - 1)
     return (weight / scale).round() * scale
 
