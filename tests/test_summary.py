@@ -1,0 +1,90 @@
+"""The table of what became of every site: its numbers counted by hand, its words, and what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from networks import randomized
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fxfactor
+from fxfactor.errors import PreconditionError
+
+SHAPE = (1, 3, 8, 8)
+
+
+def _model() -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)]
+    return randomized(nn.Sequential(*layers, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)))
+
+
+def test_rows_counted_by_hand() -> None:
+    rows = fxfactor.summary(fxfactor.transform(_model(), level=2, bits=4, example_inputs=torch.zeros(SHAPE))).rows
+    first, middle, last = rows
+    assert (first.site, first.before, first.after, first.note) == ("0", "3→8 3×3", "", "the first convolution")
+    assert (first.macs_before, first.macs, first.weight_bits, first.activation_bits) == (27 * 8 * 64, 27 * 8 * 64, 8, 8)
+    assert (middle.site, middle.before, middle.after, middle.groups) == ("2", "8→16 3×3", "g4 + 1×1", 4)
+    assert middle.macs_before == 8 * 9 * 16 * 64
+    assert middle.macs == (2 * 9 * 8 + 8 * 16) * 64
+    assert (middle.weight_bits, middle.activation_bits, middle.note) == (4, 4, "")
+    assert (last.before, last.groups, last.macs) == ("16→5", None, 80)
+    assert (first.error, last.error) == (None, None)
+
+
+def test_the_error_is_that_of_the_weights_without_images_and_of_the_outputs_with_them() -> None:
+    images = torch.randn(32, *SHAPE[1:])
+    without = fxfactor.summary(fxfactor.transform(_model(), level=1, bits=None, example_inputs=images[:1]), show=False)
+    fitted = fxfactor.summary(fxfactor.transform(_model(), level=1, bits=None, calibration=[images]), show=False)
+    by_weights, by_outputs = without.rows[1], fitted.rows[1]
+    assert by_weights.error == by_weights.relative_error
+    assert by_weights.output_error is None
+    assert by_outputs.error == by_outputs.output_error
+    assert by_outputs.error != by_outputs.relative_error
+    assert "‖W − UV‖ / ‖W‖" in str(without)
+    assert "missed on the calibration images" in str(fitted)
+
+
+def test_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    graph = fxfactor.transform(_model(), level=2, width=2, bits=4, example_inputs=torch.zeros(SHAPE))
+    assert fxfactor.summary(graph, show=False) is not None
+    assert capsys.readouterr().out == ""
+    found = fxfactor.summary(graph)
+    printed = capsys.readouterr().out
+    for text in ("8→16 3×3 → g4 mid 16 + 1×1", "3→8 3×3: the first convolution", "input 1×3×8×8", "4/4", "8/8"):
+        assert text in printed
+        assert text in str(found)
+    assert "assumed" not in printed
+    macs = sum(row.macs for row in found.rows)
+    assert f"({macs / found.macs_before:.0%})" in printed
+
+
+def test_floating_point_has_no_bits_and_an_assumed_input_is_said() -> None:
+    found = str(fxfactor.summary(fxfactor.capture(_model()), show=False))
+    assert "–/–" in found
+    assert "(assumed: pass example_inputs= for another)" in found
+
+
+class Dynamic(nn.Module):
+    """A convolution whose weight is computed from the input: no pass can see it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.gate = nn.Conv2d(3, 4, 3), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        weight = self.gate(y.mean((2, 3))).reshape(1, 4, 1, 1)
+        return F.conv2d(y, weight)
+
+
+def test_convolutions_that_no_pass_can_see_are_named() -> None:
+    found = fxfactor.summary(fxfactor.capture(Dynamic().eval(), torch.zeros(SHAPE)), show=False)
+    assert len(found.hidden) == 1
+    assert f"not counted, their weights are computed from the input: {found.hidden[0]}" in str(found)
+
+
+def test_a_model_that_was_not_captured_is_refused() -> None:
+    with pytest.raises(PreconditionError, match="summary needs a captured or transformed graph, found Sequential"):
+        fxfactor.summary(_model())  # type: ignore[arg-type]
