@@ -82,9 +82,10 @@ def steps_of(model: nn.Module, train: tuple[Tensor, Tensor], options: argparse.N
             round_weights(original, graph, calibration)
             yield "weights rounded", graph
     if options.steps:
-        reconstruct(original, graph, calibration, steps=options.steps, learning_rate=options.reconstruction_rate,
-                    augment=flip_shift_and_cut if options.mix else flip_and_shift, seed=options.seed)  # fmt: skip
-        yield "reconstructed, no labels", graph
+        augment = flip_shift_and_cut if options.mix else flip_and_shift
+        done = reconstruct(original, graph, calibration, steps=options.steps, augment=augment, seed=options.seed,
+                           learning_rate=options.reconstruction_rate)  # fmt: skip
+        yield f"reconstructed at {done.learning_rate:g}, no labels", graph
     if options.epochs:
         torch.manual_seed(options.seed)
         loader = DataLoader(TensorDataset(*train), batch_size=64, shuffle=True)
@@ -174,7 +175,7 @@ def main() -> None:
     parser.add_argument("--no-round", dest="round", action="store_false", help="leave fxfactor.rounding out")
     parser.add_argument("--brevitas", action="store_true", help="Brevitas' post-training quantization beside it")
     parser.add_argument("--steps", type=int, default=1300, help="steps of reconstruction; 0 for none")
-    parser.add_argument("--reconstruction-rate", type=float, default=2e-3, help="learning rate of reconstruction")
+    parser.add_argument("--reconstruction-rate", type=float, help="learning rate of reconstruction, else chosen by trials")
     parser.add_argument("--no-mix", dest="mix", action="store_false", help="images flipped and shifted only")
     parser.add_argument("--epochs", type=int, default=0, help="epochs of fine-tuning on all training images")
     parser.add_argument("--learning-rate", type=float, default=2e-3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -77,7 +78,9 @@ def test_reconstruction_brings_the_output_nearer(bits):
     original = network()
     graph = compressed(original, bits)
     before = difference(original, graph)
-    losses = reconstruct(original, graph, images().split(8), steps=60, batch_size=16, learning_rate=5e-3, augment=None)
+    found = reconstruct(original, graph, images().split(8), steps=60, batch_size=16, learning_rate=5e-3, augment=None)
+    losses = found.losses
+    assert found.learning_rate == 5e-3
     assert len(losses) == 60
     assert losses[-1] < 0.6 * losses[0]
     assert difference(original, graph) < before
@@ -95,6 +98,22 @@ def test_reconstruction_is_the_same_twice_and_leaves_the_original_alone():
     assert all(torch.equal(value, untouched[name]) for name, value in original.state_dict().items())
 
 
+def test_the_learning_rate_is_that_of_the_best_trial(monkeypatch):
+    original = network()
+    graph = compressed(original)
+    monkeypatch.setattr(sys.modules[reconstruct.__module__], "RATES", (1e-7, 3e-3, 10.0))
+    found = reconstruct(original, graph, [images()], steps=120, batch_size=8)
+    assert found.learning_rate == 3e-3  # the first does nothing, the last breaks the network
+    given = compressed(original)
+    assert reconstruct(original, given, [images()], steps=120, batch_size=8, learning_rate=3e-3) == found
+    assert all(torch.equal(x, y) for x, y in zip(graph.state_dict().values(), given.state_dict().values(), strict=True))
+
+
+def test_one_image_is_enough():
+    original = network()
+    assert len(reconstruct(original, compressed(original), [images(1)], steps=2, augment=None).losses) == 2
+
+
 def test_empty_loader_is_refused():
     original = network()
     with pytest.raises(PreconditionError, match="at least one batch of calibration images"):
@@ -107,5 +126,5 @@ def test_original_may_be_the_model_itself():
         nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(384, 3)
     )
     graph = fxfactor.transform(model.eval(), level=3, example_inputs=images(1))
-    losses = reconstruct(model, graph, [images()], steps=40, augment=None)
+    losses = reconstruct(model, graph, [images()], steps=40, learning_rate=2e-3, augment=None).losses
     assert losses[-1] < losses[0]
