@@ -200,7 +200,9 @@ def main() -> None:
         cells = [row["network"], row["level"], bits, row["step"], macs, f"{row['test']:.1f}", f"{error:.1f}",
                  f"{row['held_out']:.1f}", row["cpu_seconds"]]  # fmt: skip
         table.add_row(*map(str, cells))
-    Console().print(table)
+    console = Console()
+    console.width = max(120, console.width)  # else a table that goes to a file is folded to 80
+    console.print(table)
 
 
 if __name__ == "__main__":
