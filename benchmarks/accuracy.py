@@ -175,7 +175,9 @@ def main() -> None:
     parser.add_argument("--no-round", dest="round", action="store_false", help="leave fxfactor.rounding out")
     parser.add_argument("--brevitas", action="store_true", help="Brevitas' post-training quantization beside it")
     parser.add_argument("--steps", type=int, default=1300, help="steps of reconstruction; 0 for none")
-    parser.add_argument("--reconstruction-rate", type=float, help="learning rate of reconstruction, else chosen by trials")
+    parser.add_argument(
+        "--reconstruction-rate", type=float, help="learning rate of reconstruction, else chosen by trials"
+    )
     parser.add_argument("--no-mix", dest="mix", action="store_false", help="images flipped and shifted only")
     parser.add_argument("--epochs", type=int, default=0, help="epochs of fine-tuning on all training images")
     parser.add_argument("--learning-rate", type=float, default=2e-3)

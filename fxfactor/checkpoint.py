@@ -15,12 +15,18 @@ from torch.fx import GraphModule
 
 from fxfactor.capture import ASSUMED, capture
 from fxfactor.errors import PreconditionError
-from fxfactor.files import new_folder
+from fxfactor.files import new_folder, require_place_for_folder
 from fxfactor.graph import placeholders, shape_of
 from fxfactor.pipeline import HISTORY, Change, Pipeline, Skip
 from fxfactor.plan import Plan
 
 WEIGHTS, PLAN, ABOUT = "model.safetensors", "plan.json", "fxfactor"
+SAVING = "saving the network"
+
+
+def require_place(folder: str | Path) -> None:
+    """Raise PreconditionError unless `save` can write to `folder`."""
+    require_place_for_folder(folder, SAVING, marker=PLAN)
 
 
 def save(qmodel: GraphModule, folder: str | Path, source: str | None = None) -> Path:
@@ -40,7 +46,7 @@ def save(qmodel: GraphModule, folder: str | Path, source: str | None = None) -> 
         "input_shapes": [list(shape_of(node)) for node in placeholders(qmodel)],
         "history": [{"kind": type(record).__name__, **asdict(record)} for record in qmodel.meta.get(HISTORY, ())],
     }
-    with new_folder(folder, "saving the network", marker=PLAN) as new:
+    with new_folder(folder, SAVING, marker=PLAN) as new:
         state = {key: value.detach().cpu().contiguous() for key, value in qmodel.state_dict().items()}
         save_file(state, new / WEIGHTS, metadata={ABOUT: json.dumps(about)})
         Plan.of(qmodel).save(new / PLAN)

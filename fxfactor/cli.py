@@ -6,14 +6,14 @@ Only typer is imported here; torch comes with the commands, so that `fxfactor --
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from fxfactor.cli_inputs import example_of, named_graph, named_model, read_images, working
 from fxfactor.cli_options import (
     ActivationBits,
     BitsOption,
@@ -25,11 +25,7 @@ from fxfactor.cli_options import (
     Weights,
     Width,
 )
-from fxfactor.errors import FxfactorError, PreconditionError
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-    from torch.fx import GraphModule
+from fxfactor.errors import FxfactorError
 
 app = typer.Typer(
     name="fxfactor",
@@ -85,6 +81,13 @@ def transform(
         Path | None,
         typer.Option(help="Images to fit factors and ranges to: a .npy file of floats (N, C, H, W).", metavar="FILE"),
     ] = None,
+    round_weights: Annotated[
+        bool, typer.Option("--round", help="Round the weights for the outputs, not to the nearest level: seconds.")
+    ] = False,
+    reconstruct: Annotated[
+        int | None,
+        typer.Option(min=1, help="Steps that bring each block's outputs to the original's: minutes.", metavar="STEPS"),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder to save the result in.", metavar="FOLDER")
     ] = None,
@@ -100,21 +103,32 @@ def transform(
       fxfactor transform my.nets:small --input-size 3x32x32 -l depthwise --keep head
 
       fxfactor transform torchvision:resnet18 --plan plan.json --weights mine.pth
+
+      fxfactor transform my.nets:small -l 3 -b 4 --calibration train.npy --round --reconstruct 1000 -o small-l3
     """
     import fxfactor
+    from fxfactor.checkpoint import require_place
 
+    if calibration is None and (round_weights or reconstruct is not None):
+        raise typer.BadParameter("--round and --reconstruct need images: give --calibration FILE")
+    if output is not None:
+        require_place(output)
     wanted = _wanted_bits(bits, weight_bits, activation_bits)
-    model = _named_model(source, weights)
+    model = named_model(source, weights)
     settings: dict[str, Any] = {"level": level, "bits": wanted, "width": width}
     if plan:
         if level is not None or wanted is not None or width != 1:
             raise typer.BadParameter("give --plan, or --level, --bits and --width, not both")
         settings = {"plan": fxfactor.Plan.load(plan)}
-    images = None if calibration is None else _batches(calibration)
-    with _working("factorizing and quantizing", silent=images is not None):
+    images = None if calibration is None else read_images(calibration)
+    with working("factorizing and quantizing", silent=images is not None):
         qmodel = fxfactor.transform(
-            model, **settings, keep=tuple(keep or ()), example_inputs=_example(input_size), calibration=images
+            model, **settings, keep=tuple(keep or ()), example_inputs=example_of(input_size), calibration=images
         )
+    if images is not None and round_weights:
+        fxfactor.round_weights(model, qmodel, images)
+    if images is not None and reconstruct is not None:
+        fxfactor.reconstruct(model, qmodel, images, steps=reconstruct)
     fxfactor.summary(qmodel)
     if output is not None:
         fxfactor.save(qmodel, output, source=source)
@@ -147,8 +161,8 @@ def plan(
     """
     from fxfactor import Plan, capture
 
-    with _working("reading the network"):
-        graph = capture(_named_model(source), _example(input_size))
+    with working("reading the network"):
+        graph = capture(named_model(source), example_of(input_size))
     both = _wanted_bits(bits, weight_bits, activation_bits) or (None, None)
     made = Plan.uniform(graph, level, *both, keep=tuple(keep or ()), width=width)
     if output is None:
@@ -171,7 +185,7 @@ def summary(source: Source, input_size: InputSize = None) -> None:
     """
     import fxfactor
 
-    fxfactor.summary(_named_graph(source, input_size))
+    fxfactor.summary(named_graph(source, input_size))
 
 
 @app.command()
@@ -195,8 +209,8 @@ def export(
     """
     import fxfactor
 
-    graph = _named_graph(source, input_size)
-    with _working("exporting and executing the file"):
+    graph = named_graph(source, input_size)
+    with working("exporting and executing the file"):
         written = fxfactor.export(graph, path, target=target.value)
     ties = f", {written.rounding_ties} rounding ties" if written.rounding_ties else ""
     print(f"{written.path}: executed in qonnx, relative difference {written.relative_difference:.1g}{ties}")
@@ -260,150 +274,6 @@ def _wanted_bits(
 ) -> tuple[int | None, int | None] | None:
     both = (bits if weights is None else weights, bits if activations is None else activations)
     return None if both == (None, None) else both
-
-
-def _named_graph(source: str, input_size: tuple[int, ...] | None) -> GraphModule:
-    """The network in a saved folder, or the captured one that `source` names."""
-    from fxfactor import capture
-
-    with _working("loading the network"):
-        return _saved(source) if Path(source).is_dir() else capture(_named_model(source), _example(input_size))
-
-
-def _saved(folder: str) -> GraphModule:
-    from fxfactor.checkpoint import load, read_about
-
-    source = read_about(folder)["source"]
-    if source is None:
-        raise PreconditionError(
-            f"{folder!r} does not say where its network comes from; save it with "
-            'fxfactor.save(qmodel, folder, source="package.module:factory"), or load it in Python'
-        )
-    return load(folder, _named_model(source))
-
-
-def _named_model(source: str, weights: Path | None = None) -> nn.Module:
-    """The network that `source` names, in eval mode. Raises PreconditionError where there is none."""
-    import torch
-
-    if Path(source).is_dir():
-        raise PreconditionError(f"{source!r} is a saved network, which is factorized already; name the original model")
-    origin, colon, name = source.partition(":")
-    if not colon or not origin or not name:
-        raise PreconditionError(
-            f"a network is named torchvision:NAME, package.module:factory or by a saved folder, found {source!r}"
-        )
-    torch.manual_seed(0)
-    model = _of_torchvision(name) if origin == "torchvision" else _of_user(origin, name)
-    if weights is not None:
-        _load_weights(model, weights)
-    return model.eval()
-
-
-def _of_torchvision(name: str) -> nn.Module:
-    import difflib
-    import inspect
-    import warnings
-
-    try:
-        from torchvision import models
-    except ModuleNotFoundError as error:
-        raise PreconditionError("torchvision is not installed; run pip install torchvision") from error
-    if name not in models.list_models():
-        close = difflib.get_close_matches(name, models.list_models(), n=3, cutoff=0.0)
-        raise PreconditionError(f"torchvision has no model {name!r}; did you mean {' or '.join(map(repr, close))}?")
-    builder = models.get_model_builder(name)
-    options = {"weights_backbone": None} if "weights_backbone" in inspect.signature(builder).parameters else {}
-    with warnings.catch_warnings():  # on how the weights of Inception and GoogLeNet are drawn
-        warnings.simplefilter("ignore", FutureWarning)
-        return builder(weights=None, **options)
-
-
-def _of_user(module_name: str, name: str) -> nn.Module:
-    import importlib
-
-    from torch import nn
-
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # the folder that the command is run in, as with python -m
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise
-        raise PreconditionError(
-            f"there is no module {module_name!r} here or installed; run the command where it can be imported"
-        ) from error
-    for part in name.split("."):
-        if not hasattr(found, part):
-            raise PreconditionError(
-                f"module {module_name!r} has no {name!r}; name a function, a class or a network in it"
-            )
-        found = getattr(found, part)
-    model = found if isinstance(found, nn.Module) else found()
-    if not isinstance(model, nn.Module):
-        raise PreconditionError(
-            f"{module_name}:{name} must be a torch.nn.Module or give one when called, found {type(model).__name__}"
-        )
-    return model
-
-
-def _load_weights(model: nn.Module, path: Path) -> None:
-    import pickle
-
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, "cpu", weights_only=True)
-        model.load_state_dict(state.get("state_dict", state))
-    except (OSError, SafetensorError, pickle.UnpicklingError) as error:
-        raise PreconditionError(
-            f"cannot read the weights {str(path)!r}: {error.__class__.__name__}: {str(error).splitlines()[0]}; "
-            "pass a state dict saved by torch.save(model.state_dict(), file) or safetensors"
-        ) from error
-    except (RuntimeError, AttributeError, TypeError) as error:
-        raise PreconditionError(
-            f"the weights {str(path)!r} do not fit {type(model).__name__}: {str(error).splitlines()[-1].strip()}; "
-            "pass the state dict of this very model"
-        ) from error
-
-
-def _batches(path: Path, size: int = 32) -> list[Tensor]:
-    import numpy as np
-    import torch
-
-    try:
-        images = torch.from_numpy(np.load(path, allow_pickle=False)).float()
-    except (OSError, ValueError, TypeError) as error:
-        raise PreconditionError(
-            f"cannot read the images {str(path)!r}: {str(error).splitlines()[0]}; "
-            "write them with numpy.save, as floats (N, C, H, W), normalised as in training"
-        ) from error
-    return list(images.split(size))
-
-
-def _example(input_size: tuple[int, ...] | None) -> Tensor | None:
-    import torch
-
-    return None if input_size is None else torch.randn(1, *input_size, generator=torch.Generator().manual_seed(0))
-
-
-@contextmanager
-def _working(what: str, silent: bool = False) -> Iterator[None]:
-    """A spinner on a terminal; nothing elsewhere, and nothing where a progress bar will show."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if silent or not console.is_terminal:
-        yield
-        return
-    with console.status(what):
-        yield
 
 
 def main(arguments: list[str] | None = None) -> None:

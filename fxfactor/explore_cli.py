@@ -94,7 +94,7 @@ def explore(
     """
     from rich.console import Console
 
-    from fxfactor.cli import _batches, _named_model
+    from fxfactor.cli_inputs import named_model, read_images
     from fxfactor.exploration import HARDWARE, cells
     from fxfactor.explore import explore as walk
 
@@ -107,8 +107,8 @@ def explore(
         console.print(f"{told}  {texts[-1]}".rstrip(), highlight=False)
 
     result = walk(
-        _named_model(source, weights),
-        _batches(images),
+        named_model(source, weights),
+        read_images(images),
         labelled(validation),
         levels=levels,
         bits=bits,
@@ -180,14 +180,14 @@ def search(
     from rich import print as show
 
     from fxfactor.budget import Budget
-    from fxfactor.cli import _batches, _named_model
+    from fxfactor.cli_inputs import named_model, read_images
     from fxfactor.search import search as find
 
     if any(isinstance(each, tuple) for each in bits):
         raise typer.BadParameter("bits of weights and activations are chosen one by one here; give ints, like 2,4,8")
     plan = find(
-        _named_model(source, weights),
-        _batches(images),
+        named_model(source, weights),
+        read_images(images),
         Budget(bops=bops, macs=macs, weight_bits=weight_bits, lut=lut, bram=bram, dsp=dsp),
         levels=levels,
         bits=bits,

@@ -34,13 +34,8 @@ def new_file(path: str | Path, what: str) -> Iterator[Path]:
         os.replace(scratch / target.name, target)
 
 
-@contextmanager
-def new_folder(path: str | Path, what: str, marker: str) -> Iterator[Path]:
-    """A temporary folder that takes the place of `path` if the block ends well and is deleted if it raises.
-
-    An existing folder is replaced only if it is empty or holds the file `marker`, that is, if we wrote it.
-    Raises PreconditionError otherwise, and where the parent is missing or read-only.
-    """
+def require_place_for_folder(path: str | Path, what: str, marker: str) -> None:
+    """Raise PreconditionError unless `new_folder` can write there: worth asking before long work."""
     target = Path(path)
     _require_writable(target.absolute().parent, what)
     if target.exists():
@@ -51,6 +46,17 @@ def new_folder(path: str | Path, what: str, marker: str) -> Iterator[Path]:
             raise PreconditionError(
                 f"{what}: the folder {str(target)!r} holds other files and no {marker}; choose an empty or a new folder"
             )
+
+
+@contextmanager
+def new_folder(path: str | Path, what: str, marker: str) -> Iterator[Path]:
+    """A temporary folder that takes the place of `path` if the block ends well and is deleted if it raises.
+
+    An existing folder is replaced only if it is empty or holds the file `marker`, that is, if we wrote it.
+    Raises PreconditionError otherwise, and where the parent is missing or read-only.
+    """
+    target = Path(path)
+    require_place_for_folder(target, what, marker)
     with _temporary_folder(target, what) as scratch:
         new, old = scratch / "new", scratch / "old"
         new.mkdir()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, version
+
 import pytest
 import torch
 
@@ -13,6 +15,20 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
     for line in ("error", *(f"ignore{rest}" for rest in _FROM_ELSEWHERE)):
         config.addinivalue_line("filterwarnings", line)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs finn-plus where it is not installed."""
+    try:
+        version("finn-plus")
+    except PackageNotFoundError:
+        pass
+    else:
+        return
+    skip = pytest.mark.skip(reason="finn-plus is not installed: pip install 'fxfactor[finn]'")
+    for item in items:
+        if item.get_closest_marker("finn") is not None:
+            item.add_marker(skip)
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 import fxfactor
 from fxfactor.cli import main
+from fxfactor.cli_inputs import named_model
 
 NETS = """
 from torch import nn
@@ -87,6 +88,21 @@ def test_an_edited_plan_is_followed(folder: Path, capsys: pytest.CaptureFixture[
     assert "g8 + 1×1" in capsys.readouterr().out
 
 
+def test_rounding_and_reconstruction_bring_the_output_nearer(folder: Path) -> None:
+    images = np.random.default_rng(0).normal(size=(48, 3, 16, 16)).astype(np.float32)
+    np.save(folder / "images.npy", images)
+    calibrated = ["transform", *SMALL, "-l", "2", "-b", "3", "--calibration", "images.npy"]
+    for name, more in {"none": [], "round": ["--round"], "both": ["--round", "--reconstruct", "60"]}.items():
+        assert run(*calibrated, *more, "-o", name) == 0
+    x = torch.from_numpy(images)
+    model = named_model(SMALL[0])
+    with torch.no_grad():
+        wanted = model(x)
+        errors = {name: float((fxfactor.load(name, model)(x) - wanted).norm()) for name in ("none", "round", "both")}
+    assert max(errors["round"], errors["both"]) < 0.5 * errors["none"]
+    assert errors["round"] != errors["both"]
+
+
 def test_plan_goes_to_the_screen(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("plan", *SMALL, "--level", "depthwise", "--keep", "8") == 0
     assert fxfactor.Plan.from_json(capsys.readouterr().out).layers["3"].groups == 16
@@ -149,6 +165,8 @@ def test_torchvision_and_its_networks_with_backbones(capsys: pytest.CaptureFixtu
         (["transform", *SMALL, "--calibration", "cli_nets.py"], "cannot read the images 'cli_nets.py'"),
         (["transform", *SMALL[:1], "--input-size", "4x16x16"], "the example inputs"),
         (["transform", *SMALL, "-o", "no/where"], "no' does not exist"),
+        (["transform", *SMALL, "-o", "cli_nets.py"], "'cli_nets.py' is a file; give the name of a folder"),
+        (["transform", *SMALL, "--calibration", "images.npy", "--round"], "rounding needs Brevitas"),
         (["summary", "."], "is not a saved network"),
         (["transform", "."], "is a saved network, which is factorized already"),
         (["export", *SMALL, "no/where.onnx"], "the folder 'no' does not exist"),
@@ -157,6 +175,7 @@ def test_torchvision_and_its_networks_with_backbones(capsys: pytest.CaptureFixtu
 def test_one_clear_message_and_exit_code_1(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], folder: Path
 ) -> None:
+    np.save(folder / "images.npy", np.random.default_rng(0).normal(size=(4, 3, 16, 16)))
     before = sorted(folder.glob("[!_]*"))
     assert message in error_of(capsys, *arguments)
     assert sorted(folder.glob("[!_]*")) == before
@@ -172,6 +191,8 @@ def test_one_clear_message_and_exit_code_1(
         (["transform", *SMALL, "--plan", "plan.json", "--level", "1"], "not both"),
         (["transform", *SMALL, "--plan", "plan.json", "--width", "2"], "not both"),
         (["export", "net", "net.onnx", "--target", "vivado"], "finn"),
+        (["transform", *SMALL, "-b", "4", "--round"], "give --calibration"),
+        (["transform", *SMALL, "--reconstruct", "10"], "give --calibration"),
         (["transfrom"], "transfrom"),
     ],
 )

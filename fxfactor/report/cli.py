@@ -41,13 +41,13 @@ def distributions(
     """
     from rich import print as show
 
-    from fxfactor.cli import _batches
+    from fxfactor.cli_inputs import read_images
     from fxfactor.distributions import distributions as measure
 
     if output.suffix not in (".json", ".csv"):
         raise PreconditionError(f"the file to write must end in .json or .csv, found {str(output)!r}")
     original, variants = _networks(folders, model, weights)
-    table = measure(original, variants, _batches(images))
+    table = measure(original, variants, read_images(images))
     table.to_csv(output) if output.suffix == ".csv" else table.to_json(output)
     show(table)
     print(f"saved in {output}; next: fxfactor report {' '.join(map(str, folders))} --distributions {output}")
@@ -95,7 +95,7 @@ def report(
 def _networks(folders: list[Path], source: str | None, weights: Path | None) -> tuple[Any, dict[str, Any]]:
     """The original network and the saved ones, by the names of their folders."""
     from fxfactor.checkpoint import load, read_about
-    from fxfactor.cli import _named_model
+    from fxfactor.cli_inputs import named_model
 
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
@@ -105,5 +105,5 @@ def _networks(folders: list[Path], source: str | None, weights: Path | None) -> 
         raise PreconditionError(
             f"{str(folders[0])!r} does not say where its network comes from; name it with --model package.module:factory"
         )
-    original = _named_model(source, weights)
+    original = named_model(source, weights)
     return original, {name: load(folder, original) for name, folder in zip(names, folders, strict=True)}

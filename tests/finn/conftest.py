@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,6 @@ from torch import nn
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs finn-plus where it is not installed."""
-    try:
-        version("finn-plus")
-    except PackageNotFoundError:
-        pass
-    else:
-        return
-    skip = pytest.mark.skip(reason="finn-plus is not installed: pip install 'fxfactor[finn]'")
-    for item in items:
-        if item.get_closest_marker("finn") is not None:
-            item.add_marker(skip)
 
 
 @pytest.fixture(scope="session")
