@@ -18,7 +18,7 @@ from typing import Any
 
 from fxfactor.errors import FinnError
 from fxfactor.finn.boards import BOARDS, Resources
-from fxfactor.finn.runner import _environment, _explain
+from fxfactor.finn.process import environment, explain
 
 WORKER = Path(__file__).with_name("cost_worker.py")
 _TIMEOUT_S = 1800.0
@@ -211,7 +211,7 @@ def price(wanted: Sequence[Chain], target: Target) -> dict[Chain, Prices]:
             ended = subprocess.run(
                 [interpreter, str(WORKER), str(request), str(response)],
                 cwd=folder,
-                env={**_environment(), "FINN_BUILD_DIR": folder},
+                env={**environment(), "FINN_BUILD_DIR": folder},
                 capture_output=True,
                 text=True,
                 timeout=_TIMEOUT_S,
@@ -226,5 +226,5 @@ def price(wanted: Sequence[Chain], target: Target) -> dict[Chain, Prices]:
             raise FinnError(f"FINN's cost functions ended with status {ended.returncode}; last words: {tail}")
         found = json.loads(response.read_text())
     if "stop" in found:
-        raise FinnError(_explain(found["stop"]))
+        raise FinnError(explain(found["stop"]))
     return dict(zip(different, found["prices"], strict=True))

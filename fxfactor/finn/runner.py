@@ -1,18 +1,14 @@
-"""Runs FINN in a process of its own: progress, time-out, cached models, and errors that say what to do."""
+"""Estimates: the network in integers goes to FINN's worker, and what that sends is put together."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import selectors
-import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,24 +18,16 @@ import numpy as np
 from fxfactor.errors import FinnError
 from fxfactor.finn.boards import BOARDS, Resources
 from fxfactor.finn.executing import execute
+from fxfactor.finn.kept_models import default_cache, publish, sweep
 from fxfactor.finn.loading import IntegerNetwork, load_images, load_integers
+from fxfactor.finn.process import events, explain
 from fxfactor.finn.report import Estimate, HardwareLayer, Step
 from fxfactor.finn.worker import VERSION
 
-WORKER = Path(__file__).with_name("worker.py")
 FORMAT = 1
 """Part of the cache key: raise it when the worker's steps change."""
-KEPT = 8
-"""Cached networks; the one used longest ago goes first."""
-INSTALL = f"install it with `pip install finn-plus=={VERSION} psutil`, or name another interpreter with python="
 
 Progress = Callable[[str], None]
-
-
-def default_cache() -> Path:
-    """Where models are kept between calls: fxfactor/finn in the user's cache folder."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "fxfactor" / "finn"
 
 
 def estimate(
@@ -149,7 +137,7 @@ class Job:
     def folder(self) -> tempfile.TemporaryDirectory[str]:
         """A folder for this run, beside the cached models so that a finished one is moved there in one step."""
         self.store.mkdir(parents=True, exist_ok=True)
-        _sweep(self.store)
+        sweep(self.store)
         return tempfile.TemporaryDirectory(prefix=f".run-{os.getpid()}-", dir=self.store)
 
     def run(self, name: str) -> Outcome:
@@ -169,7 +157,7 @@ class Job:
         request["keep"] = str(kept)
         (folder / "request.json").write_text(json.dumps(request))
         outcome = Outcome(self, network, [compared])
-        for event in self._events(folder):
+        for event in events(folder, self.python, self.timeout_s):
             self._receive(event, outcome, kept)
         outcome.seconds = time.monotonic() - started
         return outcome
@@ -208,61 +196,6 @@ class Job:
         digest.update(f"{FORMAT} {VERSION} {self.board} {self.python or sys.executable}".encode())
         return digest.hexdigest()[:32]
 
-    # ---- the process ----
-
-    def _events(self, folder: Path) -> Iterator[dict[str, Any]]:
-        """Start the worker and yield what it sends; ends it with everything it started, whatever happens here."""
-        interpreter = str(self.python or sys.executable)
-        reading, writing = os.pipe()
-        log = folder / "log"
-        try:
-            with log.open("wb") as output:
-                process = subprocess.Popen(
-                    [interpreter, str(WORKER), str(folder / "request.json"), str(writing)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    cwd=folder,
-                    env=_environment(),
-                    pass_fds=(writing,),
-                    start_new_session=True,
-                )
-        except OSError as error:
-            os.close(reading)
-            raise FinnError(
-                f"required: a Python interpreter; found: {interpreter!r} ({error.strerror}); see python="
-            ) from error
-        finally:
-            os.close(writing)
-        last = "start"
-        try:
-            for event in _read_lines(reading, time.monotonic() + self.timeout_s):
-                last = event.get("step", last)
-                yield event
-                if event["event"] == "done":
-                    return
-            self._explain_end(process, last, log)
-        except TimeoutError as error:
-            raise FinnError(
-                f"FINN was stopped in step {last} after {self.timeout_s:g} s; required: more time (timeout_s=), a smaller "
-                "network, or a coarser level with fewer branches"
-            ) from error
-        finally:
-            _end(process)
-            os.close(reading)
-
-    def _explain_end(self, process: subprocess.Popen[bytes], step: str, log: Path) -> None:
-        status = process.wait()
-        if status < 0:
-            name = signal.Signals(-status).name
-            raise FinnError(
-                f"FINN's process was killed by {name} in step {step}; the usual cause is too little memory: close other "
-                "programs, or choose a smaller input size, and call again"
-            )
-        tail = " | ".join(log.read_text(errors="replace").strip().splitlines()[-3:])
-        remedy = INSTALL if step == "start" else "report it with the file as a defect of fxfactor"
-        raise FinnError(f"FINN's process ended with status {status} after {step}; its last words: {tail}; {remedy}")
-
     def _receive(self, event: dict[str, Any], outcome: Outcome, kept: Path) -> None:
         kind = event["event"]
         if kind == "begin" and self.progress is not None:
@@ -277,7 +210,7 @@ class Job:
             (Path(event["folder"]) / "partition.json").write_text(
                 json.dumps({"software": outcome.software, "floating": outcome.floating})
             )
-            _publish(Path(event["folder"]), kept)
+            publish(Path(event["folder"]), kept)
         elif kind == "reports":
             outcome.reports = event
             if not any(step.name == "step_create_dataflow_partition" for step in outcome.steps):
@@ -286,89 +219,7 @@ class Job:
         elif kind == "generated":
             outcome.generated = event["folders"]
         elif kind == "stop":
-            raise FinnError(_explain(event))
-
-
-def _environment() -> dict[str, str]:
-    """This process' environment, with numerical libraries kept to one thread: FINN's graphs are many small products."""
-    return {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYTHONDONTWRITEBYTECODE": "1"}
-
-
-def _read_lines(descriptor: int, deadline: float) -> Iterator[dict[str, Any]]:
-    """JSON lines from a pipe until its other end closes. Raises TimeoutError at `deadline` (time.monotonic)."""
-    rest = b""
-    with selectors.DefaultSelector() as selector:
-        selector.register(descriptor, selectors.EVENT_READ)
-        while True:
-            if not selector.select(max(0.0, deadline - time.monotonic())):
-                raise TimeoutError
-            chunk = os.read(descriptor, 1 << 16)
-            if not chunk:
-                return
-            *lines, rest = (rest + chunk).split(b"\n")
-            yield from map(json.loads, lines)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Wait a moment for a process that is done, else kill it with everything it started."""
-    try:
-        process.wait(timeout=5 if process.poll() is not None else 0.5)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _publish(folder: Path, kept: Path) -> None:
-    """Move a finished folder to its place in the cache, and drop what was used longest ago."""
-    try:
-        folder.rename(kept)
-    except OSError:  # another run was faster: its models are the same
-        return
-    entries = sorted((entry for entry in kept.parent.iterdir() if not entry.name.startswith(".")), key=_age)
-    for entry in entries[:-KEPT]:
-        shutil.rmtree(entry, ignore_errors=True)
-
-
-def _age(entry: Path) -> float:
-    return entry.stat().st_mtime
-
-
-def _sweep(store: Path) -> None:
-    """Remove folders of runs that were killed and could not clean up themselves."""
-    for entry in store.glob(".run-*-*"):
-        owner = entry.name.split("-")[1]
-        if owner.isdigit() and not _is_alive(int(owner)):
-            shutil.rmtree(entry, ignore_errors=True)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _explain(event: dict[str, Any]) -> str:
-    """The message for a worker that stopped on purpose."""
-    kind, step = event["kind"], event.get("step", "")
-    if kind == "missing":
-        return f"required: finn-plus {VERSION}; found: {event['found']}; {INSTALL}"
-    if kind == "version":
-        return f"required: finn-plus {VERSION}, whose steps this was made for; found: {event['found']}; {INSTALL}"
-    if kind == "memory":
-        return "FINN ran out of memory; close other programs, or choose a smaller input size, and call again"
-    if kind == "differs":
-        return (
-            f"FINN's {step} changed the result: {event['different_integers']} output integers differ on {event['images']} "
-            "images; required: none; report it with the file as a defect"
-        )
-    return (
-        f"FINN's {step} refused the network with: {event['found']}; fxfactor.finn.check found nothing, so report it with "
-        "the file as a defect of fxfactor"
-    )
+            raise FinnError(explain(event))
 
 
 def _layers(reports: dict[str, Any], network: IntegerNetwork) -> tuple[HardwareLayer, ...]:

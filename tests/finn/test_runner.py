@@ -20,7 +20,7 @@ from small_networks import TAKEN, build
 
 import fxfactor.finn
 from fxfactor.errors import FinnError
-from fxfactor.finn import runner
+from fxfactor.finn import kept_models, process
 
 Write = Callable[..., Path]
 
@@ -95,9 +95,9 @@ def test_figures_are_those_without_the_fast_look_ups(
     fast = fxfactor.finn.estimate(file, cache=tmp_path / "fast")
     slow_folder = tmp_path / "slow"
     slow_folder.mkdir()
-    (slow_folder / "worker.py").write_text(runner.WORKER.read_text())
+    (slow_folder / "worker.py").write_text(process.WORKER.read_text())
     (slow_folder / "haste.py").write_text("def hasten():\n    pass\n")
-    monkeypatch.setattr(runner, "WORKER", slow_folder / "worker.py")
+    monkeypatch.setattr(process, "WORKER", slow_folder / "worker.py")
     slow = fxfactor.finn.estimate(file, cache=tmp_path / "slow-cache")
     assert slow.layers == fast.layers
     assert slow.fps == fast.fps
@@ -123,13 +123,13 @@ def test_out_of_time(write: Write, tmp_path: Path) -> None:
 @pytest.mark.finn
 def test_killed_half_way(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
-    popen = runner.subprocess.Popen
+    popen = process.subprocess.Popen
 
     def start(*args: object, **kwargs: object) -> object:
         started.append(popen(*args, **kwargs))  # type: ignore[call-overload]
         return started[-1]
 
-    monkeypatch.setattr(runner.subprocess, "Popen", start)
+    monkeypatch.setattr(process.subprocess, "Popen", start)
 
     def kill(step: str) -> None:
         if step == "step_convert_to_hw":
@@ -233,7 +233,7 @@ def test_folders_of_killed_runs_are_swept(tmp_path: Path) -> None:
     dead, alive = tmp_path / ".run-999999999-x", tmp_path / f".run-{os.getpid()}-y"
     dead.mkdir()
     alive.mkdir()
-    runner._sweep(tmp_path)
+    kept_models.sweep(tmp_path)
     assert not dead.exists()
     assert alive.exists()
 
@@ -249,7 +249,7 @@ def test_importing_it_is_cheap() -> None:
 def test_lines_are_read_until_the_deadline() -> None:
     reading, writing = os.pipe()
     os.write(writing, b'{"event": "one"}\n{"ev')
-    events = runner._read_lines(reading, time.monotonic() + 5)
+    events = process._read_lines(reading, time.monotonic() + 5)
     assert next(events) == {"event": "one"}
     threading.Timer(0.1, lambda: (os.write(writing, b'ent": "two"}\n'), os.close(writing))).start()
     assert list(events) == [{"event": "two"}]
