@@ -132,9 +132,9 @@ class Exploration:
             ) from error
         figure = Figure(figsize=(7, 4.5), layout="constrained")
         axes: Any = figure.subplots()
-        for level in dict.fromkeys(each.level for each in drawn):
-            points = sorted((getattr(each, cost), each.metric) for each in drawn if each.level == level)
-            axes.plot(*zip(*points, strict=True), marker="o", markersize=4, linewidth=0.8, label=f"level {level}")
+        for rung in dict.fromkeys(each.rung for each in drawn):
+            points = sorted((getattr(each, cost), each.metric) for each in drawn if each.rung == rung)
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=4, linewidth=0.8, label=f"level {rung}")
         front = [(getattr(each, cost), each.metric) for each in self.front(cost)]
         if front:
             axes.step(*zip(*front, strict=True), where="post", color="black", linewidth=1.5, label="front", zorder=0)
@@ -167,7 +167,7 @@ def cells(candidate: Candidate, on_front: bool = False) -> tuple[str, ...]:
     """The texts of a candidate's row: costs, FINN's estimates, and what is to be said of it."""
     prices = (candidate.lut, candidate.bram18, candidate.dsp, candidate.fps)
     return (
-        candidate.level,
+        candidate.rung,
         f"{candidate.weight_bits or 32}/{candidate.activation_bits or 32}",
         "" if candidate.metric is None else f"{candidate.metric:.4f}",
         "" if candidate.macs is None else f"{candidate.macs / 1e6:,.2f}",

@@ -22,7 +22,7 @@ from fxfactor.exploration import Exploration
 from fxfactor.plan import Level, check_bits, check_level, check_width
 from fxfactor.search import first_images
 from fxfactor.store import Candidate, Store
-from fxfactor.walk import BitPair, FineTune, Metric, Setup, Walk, top1
+from fxfactor.walk import BitPair, FineTune, Metric, Rung, Setup, Walk, top1
 
 if TYPE_CHECKING:
     from fxfactor.finn.costs import Target
@@ -33,9 +33,9 @@ Step = tuple[str, Candidate | None, bytes | None]
 
 @dataclass(frozen=True)
 class Task:
-    """What is left to do on one level."""
+    """What is left to do on one rung."""
 
-    level: Level
+    rung: Rung
     bits: tuple[BitPair, ...]
     snapshot: bytes | None
 
@@ -55,7 +55,7 @@ def explore(
     images: int = 256,
     boundary_bits: int | None = 8,
     keep: Iterable[str] = (),
-    width: float = 1,
+    widths: Iterable[float] = (1,),
     board: str | None = None,
     target_fps: int = 1000,
     clock_ns: float = 5.0,
@@ -71,12 +71,14 @@ def explore(
     finetune: `finetune(qmodel, original)` trains `qmodel` in place; the next bit width of the level starts from its
     weights, and ranges are then set anew. Random numbers are seeded per candidate.
 
-    width: channels between the factors, as a multiple of the input channels, at every level.
+    widths: channels between the factors, as multiples of the input channels. Every level is evaluated at each, but level 0,
+    which has no factors, only once; a deep level with a wide middle is often better than a shallow one of the same cost.
 
     state: one SQLite file. A run that was interrupted or killed goes on from it when called again with the same
     arguments, and loses the candidate it was at, at most; the result is that of an unbroken run. Anyone may read
     the file meanwhile (`fxfactor.Exploration.read`).
-    workers: levels that are walked side by side. engine: "local" for processes of this machine, "ray" for a Ray cluster.
+    workers: levels (at one width) that are walked side by side. engine: "local" for processes of this machine, "ray" for a
+    Ray cluster.
     board: also ask FINN what each candidate costs there, folded for `target_fps` at a clock of `clock_ns` nanoseconds; needs
     finn-plus here or in the environment of the interpreter `python`, and some ten seconds each (`fxfactor.finn.estimate`).
     progress: called with each candidate once it is kept.
@@ -85,27 +87,39 @@ def explore(
     PreconditionError on values out of range and where `state` is another run's or being written, FxfactorError where the
     disk is full or a worker dies; what was kept stays.
     """
-    grid = tuple(dict.fromkeys(levels)), pairs_of(bits)
-    _check(*grid, workers, engine)
-    check_width(width)
+    rungs, pairs = rungs_of(levels, widths), pairs_of(bits)
+    _check(pairs, workers, engine)
     batches = first_images(train, images)
     target = None if board is None else _target(board, target_fps, clock_ns, python)
-    setup = Setup(model, batches, validation, metric, finetune, boundary_bits, tuple(keep), target, width)
+    setup = Setup(model, batches, validation, metric, finetune, boundary_bits, tuple(keep), target)
     about = _about(setup, validation)
     with Store(state, about) as store:
         done = {candidate.key: candidate for candidate in store.candidates()}
-        tasks = _tasks(store, *grid, set(done))
-        for level, candidate, changed in _run(setup, tasks, workers, engine):
+        tasks = _tasks(store, rungs, pairs, set(done))
+        for rung, candidate, changed in _run(setup, tasks, workers, engine):
             if candidate is None:
-                store.add_snapshot(level, changed or b"")
+                store.add_snapshot(rung, changed or b"")
                 continue
             store.add(candidate, changed)
             done[candidate.key] = candidate
             if progress is not None:
                 progress(candidate)
-        store.drop_snapshots(str(task.level) for task in tasks)
-    rows = [done[(str(level), *pair)] for level in grid[0] for pair in grid[1]]
+        store.drop_snapshots(task.rung.name for task in tasks)
+    rows = [done[(str(rung.level), rung.width, *pair)] for rung in rungs for pair in pairs]
     return Exploration(tuple(rows))
+
+
+def rungs_of(levels: Iterable[Level], widths: Iterable[float]) -> tuple[Rung, ...]:
+    """Every level at every width, width by width; what is not factorized has no width. Raises PreconditionError."""
+    levels, widths = tuple(dict.fromkeys(levels)), tuple(dict.fromkeys(widths))
+    if not levels or not widths:
+        raise PreconditionError(f"explore needs levels and widths, found levels={levels!r}, widths={widths!r}")
+    for level in levels:
+        check_level(level)
+    for width in widths:
+        check_width(width)
+    rungs = (Rung(level, 1.0 if level == 0 else float(width)) for width in widths for level in levels)
+    return tuple(dict.fromkeys(rungs))
 
 
 def pairs_of(bits: Iterable[int | BitPair | None]) -> tuple[BitPair, ...]:
@@ -119,11 +133,9 @@ def pairs_of(bits: Iterable[int | BitPair | None]) -> tuple[BitPair, ...]:
     return tuple(sorted(dict.fromkeys(pairs), key=lambda p: (-(p[0] or 32) * (p[1] or 32), -(p[0] or 32))))
 
 
-def _check(levels: Sequence[Level], bits: Sequence[BitPair], workers: int, engine: str) -> None:
-    if not levels or not bits:
-        raise PreconditionError(f"explore needs levels and bits, found levels={levels!r}, bits={bits!r}")
-    for level in levels:
-        check_level(level)
+def _check(bits: Sequence[BitPair], workers: int, engine: str) -> None:
+    if not bits:
+        raise PreconditionError("explore needs bits, found none; None among them is floating point")
     if workers < 1:
         raise PreconditionError(f"workers must be at least 1, found {workers!r}")
     if engine not in ("local", "ray"):
@@ -146,14 +158,14 @@ def _target(board: str, target_fps: int, clock_ns: float, python: str | Path | N
 
 
 def _tasks(
-    store: Store, levels: Sequence[Level], bits: Sequence[BitPair], done: set[tuple[str, int | None, int | None]]
+    store: Store, rungs: Sequence[Rung], bits: Sequence[BitPair], done: set[tuple[str, float, int | None, int | None]]
 ) -> list[Task]:
-    """What is left, level by level. A level that is begun and has no snapshot starts anew, with the same result."""
+    """What is left, rung by rung. A rung that is begun and has no snapshot starts anew, with the same result."""
     tasks = []
-    for level in levels:
-        left = tuple(pair for pair in bits if (str(level), *pair) not in done)
+    for rung in rungs:
+        left = tuple(pair for pair in bits if (str(rung.level), rung.width, *pair) not in done)
         if left:
-            tasks.append(Task(level, left, store.snapshot(str(level))))
+            tasks.append(Task(rung, left, store.snapshot(rung.name)))
     return tasks
 
 
@@ -165,8 +177,8 @@ def _run(setup: Setup, tasks: list[Task], workers: int, engine: Engine) -> Itera
         return
     walk = Walk(setup)
     for task in tasks:
-        for candidate, changed in walk.level(task.level, task.bits, task.snapshot):
-            yield str(task.level), candidate, changed
+        for candidate, changed in walk.rung(task.rung, task.bits, task.snapshot):
+            yield task.rung.name, candidate, changed
 
 
 def _about(setup: Setup, validation: Any) -> dict[str, str]:
@@ -186,7 +198,6 @@ def _about(setup: Setup, validation: Any) -> dict[str, str]:
         "finetune": "" if setup.finetune is None else names[setup.finetune],
         "boundary_bits": str(setup.boundary_bits),
         "keep": ", ".join(setup.keep),
-        "width": str(float(setup.width)),
         "board": "" if setup.target is None else str(setup.target),
     }
 

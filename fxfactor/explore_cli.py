@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fxfactor.cli_options import Keep, Source, Weights, Width
+from fxfactor.cli_options import Keep, Source, Weights
 from fxfactor.errors import PreconditionError
 
 if TYPE_CHECKING:
@@ -55,6 +55,16 @@ def parse_widths(text: str) -> Any:
         raise typer.BadParameter(f'widths like 1,1.5,2 are required, found "{text}"') from None
 
 
+Widths = Annotated[
+    Any,
+    typer.Option(
+        parser=parse_widths,
+        metavar="WIDTHS",
+        help="Channels between the factors to choose from, as multiples of the input channels: 1,1.5,2",
+    ),
+]
+
+
 def explore(
     source: Source,
     images: Images,
@@ -65,7 +75,7 @@ def explore(
     weights: Weights = None,
     levels: Annotated[Any, typer.Option(parser=parse_levels, metavar="LEVELS", help="0-6 or 0,2,depthwise")] = "0-6",
     bits: Annotated[Any, typer.Option(parser=parse_bits, metavar="BITS", help="2,3,4,8 or 8/4,4")] = "2,3,4,8",
-    width: Width = 1.0,
+    widths: Widths = "1",
     keep: Keep = None,
     state: Annotated[
         Path, typer.Option(help="File that the run is kept in; call again to go on from it.", metavar="FILE")
@@ -116,7 +126,7 @@ def explore(
         workers=workers,
         engine="ray" if ray else "local",
         keep=tuple(keep or ()),
-        width=width,
+        widths=widths,
         board=board,
         target_fps=target_fps,
         clock_ns=clock_ns,
@@ -141,14 +151,7 @@ def search(
         Any, typer.Option(parser=parse_levels, metavar="LEVELS", help="0-6 or 0,2,depthwise")
     ] = "0-6,depthwise",
     bits: Annotated[Any, typer.Option(parser=parse_bits, metavar="BITS", help="2,3,4,8")] = "2,3,4,5,6,8",
-    widths: Annotated[
-        Any,
-        typer.Option(
-            parser=parse_widths,
-            metavar="WIDTHS",
-            help="Channels between the factors to choose from, as multiples of the input channels: 1,1.5,2",
-        ),
-    ] = "1",
+    widths: Widths = "1",
     lut: Annotated[float | None, typer.Option(help="Budget of look-up tables; up to 1: share of the board.")] = None,
     bram: Annotated[float | None, typer.Option(help="Budget of 18 kbit block RAMs; up to 1: share.")] = None,
     dsp: Annotated[float | None, typer.Option(help="Budget of DSP slices; up to 1: share.")] = None,

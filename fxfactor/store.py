@@ -17,16 +17,16 @@ from typing import IO, Any
 
 from fxfactor.errors import FxfactorError, PreconditionError
 
-FORMAT = "2"
+FORMAT = "3"
 _TABLES = """
 create table if not exists about (key text primary key, value text not null);
 create table if not exists candidates (
-    level text not null, weight_bits integer, activation_bits integer, status text not null, metric real,
+    level text not null, width real not null, weight_bits integer, activation_bits integer, status text not null, metric real,
     macs integer, bops integer, total_weight_bits integer, seconds real not null, message text not null, plan text,
     lut integer, bram18 integer, dsp integer, fps real,
-    unique (level, weight_bits, activation_bits)
+    unique (level, width, weight_bits, activation_bits)
 );
-create table if not exists snapshots (level text primary key, state blob not null);
+create table if not exists snapshots (rung text primary key, state blob not null);
 """
 
 
@@ -34,11 +34,13 @@ create table if not exists snapshots (level text primary key, state blob not nul
 class Candidate:
     """One network of an exploration. `status`: "done", "failed" (`message` says why) or "nan" (the metric was no number).
 
-    macs, bops: for one image. total_weight_bits: of all weights together. seconds: what it took. plan: as JSON. lut,
-    bram18, dsp, fps: FINN's estimates, where a board was given; None where FINN does not take it (`message` says why).
+    width: channels between the factors, as a multiple of the input channels. macs, bops: for one image. total_weight_bits: of
+    all weights together. seconds: what it took. plan: as JSON. lut, bram18, dsp, fps: FINN's estimates, where a board was
+    given; None where FINN does not take it (`message` says why).
     """
 
     level: str
+    width: float
     weight_bits: int | None
     activation_bits: int | None
     status: str
@@ -55,9 +57,19 @@ class Candidate:
     fps: float | None = None
 
     @property
-    def key(self) -> tuple[str, int | None, int | None]:
+    def key(self) -> tuple[str, float, int | None, int | None]:
         """What tells candidates apart."""
-        return self.level, self.weight_bits, self.activation_bits
+        return self.level, self.width, self.weight_bits, self.activation_bits
+
+    @property
+    def rung(self) -> str:
+        """Level and width in short: "3", or "3 ×2" where the width is not 1."""
+        return rung_name(self.level, self.width)
+
+
+def rung_name(level: int | str, width: float) -> str:
+    """What the candidates of one level and width are called: "3", or "3 ×2" where the width is not 1."""
+    return str(level) if width == 1 else f"{level} ×{width:g}"
 
 
 COLUMNS = tuple(each.name for each in fields(Candidate))
@@ -99,26 +111,26 @@ class Store:
         with self._transaction():
             self.connection.execute(f"insert into candidates values ({', '.join('?' * len(values))})", values)
             if state is not None:
-                self._put(candidate.level, state)
+                self._put(candidate.rung, state)
 
-    def add_snapshot(self, level: str, state: bytes) -> None:
-        """Keep what the candidates of a level start from."""
+    def add_snapshot(self, rung: str, state: bytes) -> None:
+        """Keep what the candidates of a level and width start from."""
         with self._transaction():
-            self._put(level, state)
+            self._put(rung, state)
 
-    def snapshot(self, level: str) -> bytes | None:
-        """What was kept for a level; None where nothing was."""
+    def snapshot(self, rung: str) -> bytes | None:
+        """What was kept for a level and width; None where nothing was."""
         with self._explained():
-            row = self.connection.execute("select state from snapshots where level = ?", (level,)).fetchone()
+            row = self.connection.execute("select state from snapshots where rung = ?", (rung,)).fetchone()
         return None if row is None else bytes(row[0])
 
-    def drop_snapshots(self, levels: Iterable[str]) -> None:
+    def drop_snapshots(self, rungs: Iterable[str]) -> None:
         """Forget what is not needed any more."""
         with self._transaction():
-            self.connection.executemany("delete from snapshots where level = ?", [(level,) for level in levels])
+            self.connection.executemany("delete from snapshots where rung = ?", [(rung,) for rung in rungs])
 
-    def _put(self, level: str, state: bytes) -> None:
-        self.connection.execute("insert or replace into snapshots values (?, ?)", (level, state))
+    def _put(self, rung: str, state: bytes) -> None:
+        self.connection.execute("insert or replace into snapshots values (?, ?)", (rung, state))
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""One level of an exploration: its factors are fitted once, then bits are lowered on it, candidate by candidate.
+"""One rung of an exploration, a level at a width: its factors are fitted once, then bits are lowered on it.
 
 Nothing is kept here: candidates and snapshots are yielded, and whoever walks decides where they go.
 """
@@ -32,7 +32,7 @@ from fxfactor.plan import Level, Plan
 from fxfactor.precision import LEAST_BITS, MOST_BITS, Precisions
 from fxfactor.ranges import Histogram
 from fxfactor.statistics import fit_to_outputs
-from fxfactor.store import Candidate
+from fxfactor.store import Candidate, rung_name
 
 if TYPE_CHECKING:
     from fxfactor.finn.costs import Target
@@ -66,12 +66,24 @@ class Setup:
     boundary_bits: int | None = 8
     keep: tuple[str, ...] = ()
     target: Target | None = None
-    width: float = 1
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A level, and the channels between its factors as a multiple of the input channels."""
+
+    level: Level
+    width: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """ "3", or "3 ×2" where the width is not 1."""
+        return rung_name(self.level, self.width)
 
 
 @dataclass
-class LevelState:
-    """What the next candidate of a level starts from: the network in floating point, and what enters its quantizers."""
+class RungState:
+    """What the next candidate of a rung starts from: the network in floating point, and what enters its quantizers."""
 
     graph: GraphModule
     histograms: dict[str, Histogram] = field(default_factory=dict)
@@ -101,79 +113,78 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class Walk:
-    """Walks the levels of one network one after the other; a level starts from the one before where it is the same."""
+    """Walks the rungs of one network one after the other; a rung starts from the one before where it is the same."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.original = capture(setup.model, setup.images[0][:1]).eval()
         self.previous: GraphModule | None = None
 
-    def level(
-        self, level: Level, bits: Sequence[BitPair], snapshot: bytes | None = None
+    def rung(
+        self, rung: Rung, bits: Sequence[BitPair], snapshot: bytes | None = None
     ) -> Iterator[tuple[Candidate | None, bytes | None]]:
-        """The candidates of a level at `bits`, in turn, each with the state to go on from where that has changed.
+        """The candidates of a rung at `bits`, in turn, each with the state to go on from where that has changed.
 
         The first thing that comes is the state after fitting, without a candidate. `snapshot` is such a state from an
         earlier, broken run. Whatever a candidate raises makes it a failed one; the walk goes on.
         """
         started = time.perf_counter()
         try:
-            state = self._empty(level)
+            state = self._empty(rung)
             if snapshot is not None:
                 state.load(snapshot)
             else:
                 self._fit(state.graph)
                 if self.setup.finetune is None:
-                    self._count(state, level, bits)
+                    self._count(state, rung, bits)
                 yield None, state.to_bytes()
         except Exception as error:  # the user's images may make any step fail; it is written down for every candidate
             for pair in bits:
-                yield _failed(level, pair, error, time.perf_counter() - started), None
+                yield _failed(rung, pair, error, time.perf_counter() - started), None
             return
         self.previous = copy.deepcopy(state.graph) if self.setup.finetune is None else None
         for pair in bits:
-            yield self._candidate(state, level, pair)
+            yield self._candidate(state, rung, pair)
 
-    def _empty(self, level: Level) -> LevelState:
-        """The graph of a level with the truncated SVD's factors."""
-        return LevelState(
-            FactorizeDepth(level=level, keep=self.setup.keep, width=self.setup.width)(self.original).graph
-        )
+    def _empty(self, rung: Rung) -> RungState:
+        """The graph of a rung with the truncated SVD's factors."""
+        factorize = FactorizeDepth(level=rung.level, keep=self.setup.keep, width=rung.width)
+        return RungState(factorize(self.original).graph)
 
     def _fit(self, graph: GraphModule) -> None:
-        """Fit all factors, but those that the previous level has already with nothing different before them."""
+        """Fit all factors, but those that the previous rung has already with nothing different before them."""
         done = _take_over(graph, self.previous)
         if any(site.factorized for site in sites(graph).values()):
             fit_to_outputs(self.original, graph, self.setup.images, done=done)
 
-    def _count(self, state: LevelState, level: Level, bits: Sequence[BitPair]) -> None:
+    def _count(self, state: RungState, rung: Rung, bits: Sequence[BitPair]) -> None:
         """What enters every quantizer, with 8-bit weights whatever bits are asked for, so that more may be asked later."""
         if any(pair[1] is not None for pair in bits):
-            state.histograms = count_activations(self._precisions(state, level).network, self.setup.images)
+            state.histograms = count_activations(self._precisions(state, rung).network, self.setup.images)
 
-    def _precisions(self, state: LevelState, level: Level) -> Precisions:
+    def _precisions(self, state: RungState, rung: Rung) -> Precisions:
         if state.precisions is None:
-            fewest, most = (self._quantized(state, level, (bits, bits)) for bits in (LEAST_BITS, MOST_BITS))
+            fewest, most = (self._quantized(state, rung, (bits, bits)) for bits in (LEAST_BITS, MOST_BITS))
             state.precisions = Precisions(fewest, most)
         return state.precisions
 
-    def _plan(self, level: Level, pair: BitPair) -> Plan:
-        return Plan.uniform(self.original, level, *pair, self.setup.boundary_bits, self.setup.keep, self.setup.width)
+    def _plan(self, rung: Rung, pair: BitPair) -> Plan:
+        return Plan.uniform(self.original, rung.level, *pair, self.setup.boundary_bits, self.setup.keep, rung.width)
 
-    def _quantized(self, state: LevelState, level: Level, pair: BitPair) -> GraphModule:
+    def _quantized(self, state: RungState, rung: Rung, pair: BitPair) -> GraphModule:
         if pair == (None, None):
             return copy.deepcopy(state.graph)
-        return Pipeline(Quantize(plan=self._plan(level, pair)))(state.graph).graph
+        return Pipeline(Quantize(plan=self._plan(rung, pair)))(state.graph).graph
 
-    def _candidate(self, state: LevelState, level: Level, pair: BitPair) -> tuple[Candidate, bytes | None]:
+    def _candidate(self, state: RungState, rung: Rung, pair: BitPair) -> tuple[Candidate, bytes | None]:
         started = time.perf_counter()
-        seed_from(level, pair)
+        seed_from(rung, pair)
         changed, qmodel = None, None
         try:
             if self.setup.finetune is None and state.histograms and None not in pair:
-                network, total = self._between(state, level, pair)
+                network, total = self._between(state, rung, pair)
             else:
-                qmodel = self._quantized(state, level, pair).eval()
+                qmodel = self._quantized(state, rung, pair).eval()
                 if self.setup.finetune is not None:
                     if pair[1] is not None:
                         calibrate(qmodel, self.setup.images)
@@ -186,11 +197,12 @@ class Walk:
                 network, total = freeze(qmodel), cost(qmodel)
             value = float(self.setup.metric(network, self.setup.validation))
         except Exception as error:  # the user's metric and fine-tuning may raise anything; it is written down
-            return _failed(level, pair, error, time.perf_counter() - started), changed
+            return _failed(rung, pair, error, time.perf_counter() - started), changed
         bad = not math.isfinite(value)
-        prices, message = self._prices(state, level, pair, qmodel)
+        prices, message = self._prices(state, rung, pair, qmodel)
         row = Candidate(
-            level=str(level),
+            level=str(rung.level),
+            width=rung.width,
             weight_bits=pair[0],
             activation_bits=pair[1],
             status="nan" if bad else "done",
@@ -200,13 +212,13 @@ class Walk:
             total_weight_bits=total.total_weight_bits,
             seconds=time.perf_counter() - started,
             message=f"the metric is {value}" if bad else message,
-            plan=self._plan(level, pair).to_json(),
+            plan=self._plan(rung, pair).to_json(),
             **prices,
         )
         return row, changed
 
     def _prices(
-        self, state: LevelState, level: Level, pair: BitPair, qmodel: GraphModule | None
+        self, state: RungState, rung: Rung, pair: BitPair, qmodel: GraphModule | None
     ) -> tuple[dict[str, Any], str]:
         """FINN's estimates where a board was given, and why there are none where FINN does not take the candidate."""
         if self.setup.target is None:
@@ -214,7 +226,7 @@ class Walk:
         from fxfactor.hardware import estimate_network
 
         if qmodel is None:
-            qmodel = set_ranges(self._quantized(state, level, pair).eval(), state.histograms)
+            qmodel = set_ranges(self._quantized(state, rung, pair).eval(), state.histograms)
         try:
             found = estimate_network(qmodel, self.setup.images[0][:1], self.setup.target)
         except FxfactorError as error:
@@ -222,29 +234,29 @@ class Walk:
         total = found.total
         return {"lut": total.lut, "bram18": total.bram18, "dsp": total.dsp, "fps": found.fps}, ""
 
-    def _between(self, state: LevelState, level: Level, pair: BitPair) -> tuple[GraphModule, Cost]:
+    def _between(self, state: RungState, rung: Rung, pair: BitPair) -> tuple[GraphModule, Cost]:
         """The network for evaluation at `pair` and what it costs, without building it of Brevitas layers if possible."""
-        plan, precisions = self._plan(level, pair), self._precisions(state, level)
+        plan, precisions = self._plan(rung, pair), self._precisions(state, rung)
         bits = cast(int, pair[1])
         if precisions.alike:
             return precisions.frozen(plan, bits, state.histograms), precisions.cost(plan, bits)
-        qmodel = set_ranges(self._quantized(state, level, pair).eval(), state.histograms)
+        qmodel = set_ranges(self._quantized(state, rung, pair).eval(), state.histograms)
         return freeze(qmodel), cost(qmodel)
 
 
-def _failed(level: Level, pair: BitPair, error: Exception, seconds: float) -> Candidate:
+def _failed(rung: Rung, pair: BitPair, error: Exception, seconds: float) -> Candidate:
     reason = f"{type(error).__name__}: {error}"
-    return Candidate(str(level), *pair, "failed", None, None, None, None, seconds, reason, None)
+    return Candidate(str(rung.level), rung.width, *pair, "failed", None, None, None, None, seconds, reason, None)
 
 
-def seed_from(level: Level, pair: BitPair) -> None:
+def seed_from(rung: Rung, pair: BitPair) -> None:
     """A candidate draws the same random numbers whatever ran before it."""
-    digest = hashlib.sha256(json.dumps([level, *pair]).encode()).digest()
+    digest = hashlib.sha256(json.dumps([rung.level, rung.width, *pair]).encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:4], "big"))
 
 
 def _take_over(graph: GraphModule, previous: GraphModule | None) -> set[str]:
-    """Copy what does not depend on where the two levels differ; the sites that need no fit then."""
+    """Copy what does not depend on where the two rungs differ; the sites that need no fit then."""
     if previous is None:
         return set()
     before = sites(previous)

@@ -1,4 +1,4 @@
-"""Levels of an exploration side by side: processes of this machine, or a Ray cluster.
+"""Rungs of an exploration (levels at a width) side by side: processes of this machine, or a Ray cluster.
 
 What a worker finds is handed to the one process that writes the file, candidate by candidate.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def run_local(setup: Setup, tasks: list[Task], workers: int) -> Iterator[Step]:
-    """Walk the levels in `workers` processes, each with one thread. Raises FxfactorError where a process dies."""
+    """Walk the rungs in `workers` processes, each with one thread. Raises FxfactorError where a process dies."""
     context = multiprocessing.get_context("spawn")
     data, left = _pickled(setup), list(tasks)
     processes: dict[Any, Any] = {}
@@ -51,7 +51,7 @@ def run_local(setup: Setup, tasks: list[Task], workers: int) -> Iterator[Step]:
 
 
 def _receive(connection: Any, process: Any) -> Any:
-    """A step that a worker has to report, or None where it asks for a level."""
+    """A step that a worker has to report, or None where it asks for a rung."""
     try:
         message = connection.recv()
     except (EOFError, ConnectionResetError):
@@ -66,7 +66,7 @@ def _receive(connection: Any, process: Any) -> Any:
 
 
 def _work(data: bytes, connection: Any) -> None:
-    """What a process does: ask for levels until there is none left."""
+    """What a process does: ask for rungs until there is none left."""
     import torch
 
     torch.set_num_threads(1)
@@ -82,9 +82,9 @@ def _work(data: bytes, connection: Any) -> None:
 
 
 def _steps(walk: Walk, task: Task) -> Iterator[tuple[str, Candidate | None, bytes | None]]:
-    walk.previous = None  # which level was here before is chance
-    for candidate, changed in walk.level(task.level, task.bits, task.snapshot):
-        yield str(task.level), candidate, changed
+    walk.previous = None  # which rung was here before is chance
+    for candidate, changed in walk.rung(task.rung, task.bits, task.snapshot):
+        yield task.rung.name, candidate, changed
 
 
 def _pickled(setup: Setup) -> bytes:
@@ -102,7 +102,7 @@ def _pickled(setup: Setup) -> bytes:
 
 
 def run_ray(setup: Setup, tasks: list[Task], workers: int) -> Iterator[Step]:
-    """Walk the levels on a Ray cluster, `workers` of them at a time: the one that RAY_ADDRESS names, or a local one."""
+    """Walk the rungs on a Ray cluster, `workers` of them at a time: the one that RAY_ADDRESS names, or a local one."""
     try:
         import ray
     except ModuleNotFoundError as error:
@@ -111,13 +111,13 @@ def run_ray(setup: Setup, tasks: list[Task], workers: int) -> Iterator[Step]:
         ray.init(num_cpus=None, include_dashboard=False, log_to_driver=False)
     data = ray.put(_pickled(setup))
 
-    def walk_level(pickled: bytes, task: Task) -> Iterator[Any]:
+    def walk_rung(pickled: bytes, task: Task) -> Iterator[Any]:
         import torch
 
         torch.set_num_threads(1)
         yield from _steps(Walk(pickle.loads(pickled)), task)
 
-    remote = ray.remote(num_cpus=1, max_retries=0)(walk_level)
+    remote = ray.remote(num_cpus=1, max_retries=0)(walk_rung)
     left = list(tasks)
     running: dict[Any, Any] = {}
     while left or running:

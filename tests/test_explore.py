@@ -80,7 +80,7 @@ def test_finns_estimates_are_those_of_what_transform_makes(tmp_path: Path) -> No
 
 def test_the_grid_is_evaluated_with_the_costs_of_the_networks(tmp_path: Path) -> None:
     result = _explore(tmp_path / "state", metric=top1)
-    assert [each.key for each in result.candidates] == [(str(n), b, b) for n in (0, 2, 4) for b in (8, 3)]
+    assert [each.key for each in result.candidates] == [(str(n), 1.0, b, b) for n in (0, 2, 4) for b in (8, 3)]
     assert {each.status for each in result.candidates} == {"done"}
     for each in result.candidates:
         made = fxfactor.transform(_model(), plan=plan_of(each), calibration=TRAIN)
@@ -88,16 +88,23 @@ def test_the_grid_is_evaluated_with_the_costs_of_the_networks(tmp_path: Path) ->
         assert (each.macs, each.bops, each.total_weight_bits) == (total.macs, total.bops, total.total_weight_bits)
 
 
-def test_a_width_is_that_of_transform_and_another_run_for_another_width(tmp_path: Path) -> None:
-    result = _explore(tmp_path / "state", levels=(3,), bits=(8,), width=2)
-    made = fxfactor.transform(_model(), level=3, bits=8, width=2, calibration=TRAIN)
-    (each,) = result.candidates
-    assert (each.macs, each.total_weight_bits) == (fxfactor.cost(made).macs, fxfactor.cost(made).total_weight_bits)
-    assert fxfactor.Plan.of(fxfactor.transform(_model(), plan=plan_of(each))) == fxfactor.Plan.of(made)
-    with pytest.raises(PreconditionError, match="its width is"):
-        _explore(tmp_path / "state", levels=(3,), bits=(8,))
-    with pytest.raises(PreconditionError, match="width must be a number above 0"):
-        _explore(tmp_path / "other", width=0)
+def test_every_level_at_every_width_but_level_0_once(tmp_path: Path) -> None:
+    result = _explore(tmp_path / "state", levels=(0, 3), widths=(1, 2), bits=(8,))
+    assert [each.rung for each in result.candidates] == ["0", "3", "3 ×2"]
+    assert "3 ×2" in str(result)
+    for each, width in zip(result.candidates[1:], (1, 2), strict=True):
+        made = fxfactor.transform(_model(), level=3, bits=8, width=width, calibration=TRAIN)
+        assert (each.macs, each.total_weight_bits) == (fxfactor.cost(made).macs, fxfactor.cost(made).total_weight_bits)
+        assert fxfactor.Plan.of(fxfactor.transform(_model(), plan=plan_of(each))) == fxfactor.Plan.of(made)
+        assert each.metric == pytest.approx(output_norm(made.eval(), VALIDATION), rel=1e-5)
+
+
+def test_more_widths_may_be_asked_for_later(tmp_path: Path) -> None:
+    first = _explore(tmp_path / "state", levels=(2,), bits=(8,))
+    later = _explore(tmp_path / "state", levels=(2,), bits=(8,), widths=(1, 1.5))
+    assert later.candidates[0] == first.candidates[0]  # with its seconds: it was not made again
+    fresh = _explore(tmp_path / "fresh", levels=(2,), bits=(8,), widths=(1, 1.5))
+    assert without_seconds(later) == without_seconds(fresh)
 
 
 def test_at_8_bits_a_candidate_is_what_transform_makes(tmp_path: Path) -> None:
@@ -224,7 +231,7 @@ def test_a_finished_run_evaluates_nothing_again_and_more_bits_are_added(tmp_path
     assert _explore(tmp_path / "state", progress=seen.append) == first
     assert seen == []
     more = _explore(tmp_path / "state", bits=(3, 4, 8), progress=seen.append)
-    assert [each.key for each in seen] == [(str(level), 4, 4) for level in (0, 2, 4)]
+    assert [each.key for each in seen] == [(str(level), 1.0, 4, 4) for level in (0, 2, 4)]
     assert without_seconds(more) == without_seconds(_explore(tmp_path / "whole", bits=(3, 4, 8)))
 
 
@@ -248,7 +255,7 @@ def test_two_runs_on_one_file_and_a_file_of_another_run_are_refused(tmp_path: Pa
 
 
 def test_a_full_disk_is_said_and_what_was_kept_stays(tmp_path: Path) -> None:
-    row = Candidate("0", 8, 8, "done", 0.5, 1, 1, 1, 0.1, "", None)
+    row = Candidate("0", 1.0, 8, 8, "done", 0.5, 1, 1, 1, 0.1, "", None)
     with Store(tmp_path / "state", {}) as store:
         store.add(row)
         pages = store.connection.execute("pragma page_count").fetchone()[0]
@@ -305,7 +312,7 @@ def test_ray_is_asked_for_where_it_is_missing(tmp_path: Path, monkeypatch: pytes
 
 
 def _candidate(level: int, bops: int, metric: float) -> Candidate:
-    return Candidate(str(level), 4, 4, "done", metric, bops, bops, bops, 0.0, "", None)
+    return Candidate(str(level), 1.0, 4, 4, "done", metric, bops, bops, bops, 0.0, "", None)
 
 
 RESULT = Exploration(tuple(_candidate(*each) for each in ((0, 100, 0.9), (1, 60, 0.92), (2, 30, 0.5), (3, 20, 0.6))))
@@ -340,7 +347,10 @@ def test_the_picture_is_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"levels": ()}, "explore needs levels and bits"),
+        ({"levels": ()}, r"explore needs levels and widths, found levels=\(\)"),
+        ({"widths": ()}, r"explore needs levels and widths, found .*widths=\(\)"),
+        ({"bits": ()}, "explore needs bits, found none"),
+        ({"widths": (0,)}, "width must be a number above 0"),
         ({"levels": (-1,)}, "level must be an int of at least 0"),
         ({"workers": 0}, "workers must be at least 1"),
         ({"engine": "cluster"}, 'engine must be "local" or "ray"'),
