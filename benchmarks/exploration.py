@@ -1,10 +1,11 @@
 """Exploration and search beside the naive ways, measured in one run.
 
     python benchmarks/exploration.py grid       ResNet-20 / CIFAR-10: 7 levels × 5 bit widths, walked and one by one
+    python benchmarks/exploration.py widths     ResNet-20 / CIFAR-10: the front of one width and that of four
     python benchmarks/exploration.py budgets    ResNet-20 / CIFAR-10: searched, uniform and mixed-precision plans by budget
     python benchmarks/exploration.py resnet50   search on ResNet-50 at 224×224: time and memory
 
-The first two need the images and weights in ../shared/data (or --data). Calibration and every choice use training images
+The first three need the images and weights in ../shared/data (or --data). Calibration and every choice use training images
 only; the 1,000 test images are used for the figures that are reported.
 """
 
@@ -105,6 +106,29 @@ def grid(data: Cifar, levels: range, bits: tuple[int, ...]) -> None:
     print(f"hypervolume: walked {mine:.4g}, from scratch {theirs:.4g}, ratio {mine / theirs:.4f}")
 
 
+def fronts(data: Cifar, levels: range, bits: tuple[int, ...], widths: Sequence[float]) -> None:
+    """The grid at several widths, and how much of the area under its front the first width alone has."""
+    with tempfile.TemporaryDirectory() as folder:
+        clock = Clock()
+        found = fxfactor.explore(
+            data.model, data.calibration, data.test, levels=(*levels, "depthwise"), bits=bits, widths=widths,
+            state=Path(folder) / "state.sqlite", progress=lambda each: print(each.rung, each.metric, flush=True),
+        )  # fmt: skip
+    print(f"walked: {clock}")
+    print(found)
+    narrow = fxfactor.Exploration(tuple(each for each in found.candidates if each.width == widths[0]))
+    for name, result in (("all widths", found), (f"width {widths[0]:g}", narrow)):
+        points = ", ".join(f"{each.rung} at {each.weight_bits} bits" for each in result.front())
+        print(f"{name}: front {points}")
+        for share in (0.02, 0.01, 0.005, 0.0025):
+            whole = next(each for each in found.candidates if each.level == "0").macs * 32 * 32
+            best = max(
+                (each for each in result.done if each.bops <= share * whole), key=lambda e: e.metric, default=None
+            )
+            text = "nothing" if best is None else f"{best.metric:.3f} ({best.rung} at {best.weight_bits} bits)"
+            print(f"  within {share:.2%} of the BOPs at 32 bits: {text}")
+
+
 class Judge:
     """Distance of a plan's network from the original on training images, and its test accuracy; each measured once."""
 
@@ -199,17 +223,20 @@ def resnet50(images: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("grid", "budgets", "resnet50"))
+    parser.add_argument("what", choices=("grid", "widths", "budgets", "resnet50"))
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
     parser.add_argument("--levels", type=int, default=7, help="of the grid and of uniform plans: 0 … levels−1")
     parser.add_argument("--measures", nargs="+", default=COMPARED, help="budgets: of several, plans are compared")
     parser.add_argument("--bits", type=int, nargs="+", default=GRID_BITS)
+    parser.add_argument("--widths", type=float, nargs="+", default=(1.0, 1.5, 2.0, 3.0))
     parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS)
     parser.add_argument("--images", type=int, default=16, help="resnet50: images")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.what == "grid":
         grid(Cifar(options.data), range(options.levels), tuple(options.bits))
+    elif options.what == "widths":
+        fronts(Cifar(options.data), range(options.levels), tuple(options.bits), tuple(options.widths))
     elif options.what == "budgets":
         budgets(Cifar(options.data), tuple(options.budgets), tuple(options.measures), range(options.levels))
     else:
