@@ -20,6 +20,7 @@ from fxfactor.cli_options import (
     InputSize,
     Keep,
     LevelOption,
+    Original,
     Source,
     WeightBits,
     Weights,
@@ -65,7 +66,7 @@ def _options(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 @app.command()
 def transform(
-    source: Source,
+    source: Original,
     level: LevelOption = None,
     bits: BitsOption = None,
     weight_bits: WeightBits = None,
@@ -137,7 +138,7 @@ def transform(
 
 @app.command()
 def plan(
-    source: Source,
+    source: Original,
     level: LevelOption = 3,
     bits: BitsOption = None,
     weight_bits: WeightBits = None,

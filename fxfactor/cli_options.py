@@ -23,6 +23,7 @@ def _parse_size(text: str) -> Any:
     raise typer.BadParameter(f"channels and size of one image are required, like 3x32x32, found {text!r}")
 
 
+Original = Annotated[str, typer.Argument(help="torchvision:NAME or package.module:factory.", show_default=False)]
 Source = Annotated[
     str, typer.Argument(help="torchvision:NAME, package.module:factory, or a saved folder.", show_default=False)
 ]

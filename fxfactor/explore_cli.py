@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fxfactor.cli_options import Keep, Source, Weights
+from fxfactor.cli_options import Keep, Original, Weights
 from fxfactor.errors import PreconditionError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ Widths = Annotated[
 
 
 def explore(
-    source: Source,
+    source: Original,
     images: Images,
     validation: Annotated[
         Path,
@@ -139,7 +139,7 @@ def explore(
 
 
 def search(
-    source: Source,
+    source: Original,
     images: Images,
     weights: Weights = None,
     bops: Annotated[
