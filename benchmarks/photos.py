@@ -5,14 +5,14 @@
     python benchmarks/photos.py --bits 4,8 --only fxfactor --steps 100
 
 Level 0: no convolution is factorized. Brevitas' way is that of its own example for ImageNet (brevitas_examples: activation
-ranges at the 99.999th percentile, bias correction), its "layerwise" backend, with one weight scale per output channel as here,
-but without its preprocess_for_quantize: that changed this network before anything was quantized (in floating point, relative
-difference of the outputs 1.13, 22 of 44 answers different, with and without merging batch norms and equalization), so
-batch norms are folded by fxfactor instead and nothing is equalized. Without that preprocessing its "fx" backend does not end:
-the loop that quantizes residual additions never converges. The first convolution has 8 bits there; "all layers" of fxfactor
-means those too, while its default keeps the first and the last layer at 8. "Weights rounded": fxfactor.rounding.
-Agreement: share of photos with the same answer as in floating point. Data: ../shared/data; photos that are easier than
-ImageNet's, so compare the rows and quote none as ImageNet accuracy.
+ranges at the 99.999th percentile, weight scales of least squared error, GPTQ, bias correction), its "layerwise" backend, with
+one weight scale per output channel as here, but without its preprocess_for_quantize: that changed this network before
+anything was quantized (in floating point, relative difference of the outputs 1.13, 22 of 44 answers different, with and
+without merging batch norms and equalization), so batch norms are folded by fxfactor instead and nothing is equalized. Without
+that preprocessing its "fx" backend does not end: the loop that quantizes residual additions never converges. The first
+convolution has 8 bits there; "all layers" of fxfactor means those too, while its default keeps the first and the last layer
+at 8. "Weights rounded": fxfactor.rounding. Agreement: share of photos with the same answer as in floating point. Data:
+../shared/data; photos that are easier than ImageNet's, so compare the rows and quote none as ImageNet accuracy.
 """
 
 from __future__ import annotations
@@ -57,19 +57,25 @@ def by_brevitas(original: GraphModule, bits: tuple[int, int], photos: list[Tenso
     from brevitas_examples.imagenet_classification.ptq import ptq_common as ptq
 
     loader = [(batch, None) for batch in photos]
-    with _without_progress(), torch.no_grad():
-        model = FoldBatchNorm()(original).graph  # exact; see above
-        quantized = ptq.quantize_model(
-            model, backend="layerwise", weight_bit_width=bits[0], act_bit_width=bits[1], bias_bit_width=None,
-            weight_quant_granularity="per_channel", act_quant_percentile=99.999, act_quant_type="sym",
-            scale_factor_type="float_scale", quant_format="int",
-        )  # fmt: skip
-        quantized.eval()(photos[0])
-        ptq.calibrate(loader, quantized)
-    yield "Brevitas layerwise, calibrated", quantized
-    with _without_progress():
-        ptq.apply_bias_correction(loader, quantized)
-    yield "Brevitas layerwise, and bias correction", quantized
+    for gptq in (False, True) if bits[0] < 8 else (False,):
+        with _without_progress(), torch.no_grad():
+            model = FoldBatchNorm()(original).graph  # exact; see above
+            quantized = ptq.quantize_model(
+                model, backend="layerwise", weight_bit_width=bits[0], act_bit_width=bits[1], bias_bit_width=None,
+                weight_quant_granularity="per_channel", act_quant_percentile=99.999, act_quant_type="sym",
+                scale_factor_type="float_scale", quant_format="int", weight_param_method="mse", act_param_method="stats",
+                weight_narrow_range=True,
+            )  # fmt: skip
+            quantized.eval()(photos[0])
+            ptq.calibrate(loader, quantized)
+        name = "Brevitas layerwise, GPTQ" if gptq else "Brevitas layerwise"
+        if not gptq:
+            yield f"{name}, calibrated", quantized
+        with _without_progress():
+            if gptq:
+                ptq.apply_gptq(loader, quantized, act_order=True, use_quant_activations=True, create_weight_orig=True)
+            ptq.apply_bias_correction(loader, quantized)
+        yield f"{name}, bias correction", quantized
 
 
 def _without_progress() -> contextlib.AbstractContextManager[Any]:
