@@ -174,12 +174,23 @@ def _runs(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
 
 
 def _difference(model: nn.Module, graph: GraphModule, inputs: tuple[Any, ...]) -> float:
-    """Relative difference between model and graph, both in eval and float64, on random values of these shapes."""
+    """Relative difference between model and graph, both in eval, on random values of these shapes.
+
+    In float64; in the model's own precision where the graph has it fixed (`torch.zeros(n)` in the user's code).
+    """
+    try:
+        return _difference_in(torch.float64, model, graph, inputs)
+    except RuntimeError:
+        own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+        return _difference_in(own, model, graph, inputs)
+
+
+def _difference_in(dtype: torch.dtype, model: nn.Module, graph: GraphModule, inputs: tuple[Any, ...]) -> float:
     generator = torch.Generator().manual_seed(0)
-    random = tuple(torch.randn(x.shape, generator=generator, dtype=torch.float64) if _is_real(x) else x for x in inputs)
+    random = tuple(torch.randn(x.shape, generator=generator, dtype=dtype) if _is_real(x) else x for x in inputs)
     with torch.no_grad():
-        wanted = copy.deepcopy(model).eval().double().cpu()(*random)
-        found = copy.deepcopy(graph).eval().double().cpu()(*random)
+        wanted = copy.deepcopy(model).eval().to(dtype).cpu()(*random)
+        found = copy.deepcopy(graph).eval().to(dtype).cpu()(*random)
     return relative_difference(found, wanted)
 
 

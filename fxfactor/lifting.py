@@ -12,6 +12,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
 from torch.nn import functional as F
 
+from fxfactor.dataflow import operation_name
 from fxfactor.graph import free_path, is_parameter, owner_path, put_module, shape_of
 
 aten = torch.ops.aten
@@ -62,6 +63,10 @@ _LAYER_NORM = ("input", "normalized_shape", "weight", "bias", "eps")
 _GROUP_NORM = ("input", "num_groups", "weight", "bias", "eps")
 
 
+_FACTORIES = ("arange", "eye", "full", "linspace", "ones", "tensor", "zeros")
+"""Functions that make the same tensor every time."""
+
+
 def bind(node: Node, names: tuple[str, ...]) -> dict[str, Any]:
     """Arguments of a call by name; positions beyond `names` are dropped."""
     return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
@@ -80,22 +85,35 @@ def replace_by_module(graph: GraphModule, node: Node, path: str, module: nn.Modu
     return new
 
 
-def lift_layers(graph: GraphModule) -> None:
-    """Convolutions, linear layers and normalisations called as functions on parameters become modules."""
+def lift_layers(graph: GraphModule, numbers: dict[Node, Any]) -> None:
+    """Convolutions, linear layers and normalisations called as functions on parameters become modules.
+
+    Settings that are sizes known at capture (`groups=x.shape[1]`) become numbers.
+    """
     beside: set[str] = set()
     for node in list(graph.graph.nodes):
         if node.op != "call_function":
             continue
-        lifted = _lift_layer(graph, node)
+        lifted = _lift_layer(graph, node, numbers)
         if lifted is not None:
             weight, module = lifted
             path = _layer_path(graph, node, weight, module)
+            source = node.args[0] if node.args else node.kwargs["input"]
+            read = set().union(*(ancestors(each) for each in node.all_input_nodes if each is not source))
             replace_by_module(graph, node, path, module)
+            erase_unused(graph, read)
             if is_parameter(weight) and f"{path}.weight" != str(weight.target):
                 beside.add(str(weight.target).rpartition(".")[0])
     graph.graph.eliminate_dead_code()
     for owner in sorted(beside - {""}):
         _leave_children_only(graph, owner)
+
+
+def erase_unused(graph: GraphModule, nodes: set[Node]) -> None:
+    """Erase those of `nodes` that nothing uses: what they read may be gone, and torch ≥ 2.14 refuses such graphs."""
+    for node in sorted(nodes, reverse=True):
+        if not node.users:
+            graph.graph.erase_node(node)
 
 
 def _leave_children_only(graph: GraphModule, owner: str) -> None:
@@ -111,7 +129,7 @@ def _leave_children_only(graph: GraphModule, owner: str) -> None:
     put_module(graph, owner, container)
 
 
-def _lift_layer(graph: GraphModule, node: Node) -> tuple[Any, nn.Module] | None:
+def _lift_layer(graph: GraphModule, node: Node, numbers: dict[Node, Any]) -> tuple[Any, nn.Module] | None:
     """The module that computes what the node does, and the node that reads its weight; None if it is none of ours."""
     target = cast(Any, node.target)
     names: tuple[str, ...] | None = _BATCH_NORM.get(target)
@@ -129,32 +147,71 @@ def _lift_layer(graph: GraphModule, node: Node) -> tuple[Any, nn.Module] | None:
     if kind is None or names is None:
         return None
     bound = bind(node, names)
-    tensors = {key: _constant(graph, bound.get(key)) for key in ("weight", "bias", "running_mean", "running_var")}
+    tensors = {
+        key: value_without_input(graph, bound.get(key), numbers)
+        for key in ("weight", "bias", "running_mean", "running_var")
+    }
     missing = [key for key in tensors if isinstance(bound.get(key), Node) and tensors[key] is None]
-    settings = {key: value for key, value in bound.items() if key not in tensors and key != "input"}
+    fixed = {
+        n: number for n, number in numbers.items() if n in node.all_input_nodes and not _reads_batch_size(n, numbers)
+    }
+    settings = {key: _number(value, fixed) for key, value in bound.items() if key not in tensors and key != "input"}
     if missing or any(isinstance(value, Node) for value in settings.values()) or settings.get("training") is True:
         return None  # its weights are computed from the input: not a layer
     if tensors["weight"] is None and kind is not nn.LayerNorm and not issubclass(kind, nn.modules.batchnorm._BatchNorm):
         return None
-    return bound.get("weight"), _build_layer(kind, tensors, settings)
+    module = _build_layer(kind, tensors, settings)
+    for key in ("weight", "bias"):
+        if tensors[key] is not None and not isinstance(tensors[key], nn.Parameter):
+            getattr(module, key).requires_grad_(_is_trained(graph, bound[key]))
+    return bound.get("weight"), module
 
 
-def _constant(graph: GraphModule, node: Any) -> Tensor | None:
-    """Value of a node that depends on parameters only (a standardised weight, say); None if it reads the input."""
+def _is_trained(graph: GraphModule, node: Any) -> bool:
+    """Whether a tensor is computed from a parameter that is trained; a buffer, say a fixed filter, is not."""
+    read = (operator.attrgetter(str(each.target))(graph) for each in ancestors(node) if is_parameter(each))
+    return any(tensor.requires_grad for tensor in read)
+
+
+def value_without_input(graph: GraphModule, node: Any, numbers: dict[Node, Any]) -> Any:
+    """Value of a node that depends on parameters, constants and fixed sizes only (a standardised weight, say), or None.
+
+    `numbers` are the sizes known at capture; those of the batch are not fixed.
+    """
     if not isinstance(node, Node):
         return node if isinstance(node, Tensor) else None
+    if isinstance(numbers.get(node), int | float) and not _reads_batch_size(node, numbers):
+        return numbers[node]
+    if node.target is getattr and node.args[1] == "dtype" and "tensor_meta" in cast(Node, node.args[0]).meta:
+        return cast(Node, node.args[0]).meta["tensor_meta"].dtype
+    if node.target is getattr and node.args[1] == "device":
+        return next(graph.parameters()).device
     if is_parameter(node):
         return cast(Tensor, operator.attrgetter(str(node.target))(graph))
-    if node.op not in ("call_function", "call_method") or not node.all_input_nodes:
+    made = bool(node.all_input_nodes) or operation_name(node) in _FACTORIES
+    if node.op not in ("call_function", "call_method") or not made:
         return None
-    values: dict[Any, Any] = {source: _constant(graph, source) for source in node.all_input_nodes}
+    values: dict[Any, Any] = {source: value_without_input(graph, source, numbers) for source in node.all_input_nodes}
     if any(value is None for value in values.values()):
         return None
     args, kwargs = cast(Any, map_aggregate((node.args, node.kwargs), lambda x: values.get(x, x)))
     with torch.no_grad():
         if node.op == "call_method":
-            return cast(Tensor, getattr(args[0], str(node.target))(*args[1:], **kwargs))
-        return cast(Callable[..., Tensor], node.target)(*args, **kwargs)
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return cast(Callable[..., Any], node.target)(*args, **kwargs)
+
+
+def _reads_batch_size(node: Node, numbers: dict[Node, Any]) -> bool:
+    """Whether a number is computed from the first size of a tensor."""
+    if node.op == "call_method" and node.target == "size" and node.args[1:] == (0,):
+        return True
+    if (
+        node.target is operator.getitem
+        and node.args[1] == 0
+        and isinstance(numbers.get(cast(Node, node.args[0])), tuple)
+    ):
+        return True
+    return any(_reads_batch_size(each, numbers) for each in node.all_input_nodes if each in numbers)
 
 
 def _build_layer(kind: type[nn.Module], tensors: dict[str, Tensor | None], settings: dict[str, Any]) -> nn.Module:
@@ -198,14 +255,14 @@ def _layer_path(graph: GraphModule, node: Node, weight: Any, module: nn.Module) 
     owner = str(weight.target).rpartition(".")[0] if is_parameter(weight) else owner_path(node)
     prefix = f"{owner}."
     inputs = {n for n in node.all_input_nodes if n.op == "get_attr" or not str(n.target).startswith(prefix)}
-    own = _ancestors(weight) | inputs
+    own = ancestors(weight) | inputs
     others = (n for n in graph.graph.nodes if n.op in ("get_attr", "call_module") and n not in own)
     if owner and not any(str(other.target).startswith(prefix) or other.target == owner for other in others):
         return owner
     return free_path(graph, f"{owner}.{kind}" if owner else kind)
 
 
-def _ancestors(node: Any) -> set[Node]:
+def ancestors(node: Any) -> set[Node]:
     """The node and all that it is computed from, where it is a node."""
     found: set[Node] = set()
     waiting = [node] if isinstance(node, Node) else []

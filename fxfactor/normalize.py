@@ -18,7 +18,16 @@ from torch.nn import functional as F
 from fxfactor.dataflow import operation_name
 from fxfactor.errors import CaptureError
 from fxfactor.graph import free_path, module_of, owner_path, propagate_shapes, put_module, set_shape, shape_of
-from fxfactor.lifting import bind, global_pooling, lift_layers, lift_stateless, replace_by_module
+from fxfactor.lifting import (
+    ancestors,
+    bind,
+    erase_unused,
+    global_pooling,
+    lift_layers,
+    lift_stateless,
+    replace_by_module,
+    value_without_input,
+)
 from fxfactor.tracing import is_random_drop
 
 aten = torch.ops.aten
@@ -32,9 +41,10 @@ def normalize(graph: GraphModule, example_inputs: tuple[Any, ...]) -> GraphModul
     Raises CaptureError where a module with parameters is used twice.
     """
     _drop_identities(graph)
+    _fold_constant_positions(graph)
     numbers = propagate_shapes(graph, example_inputs)
     _work_out_of_place(graph, numbers)
-    lift_layers(graph)
+    lift_layers(graph, numbers)
     lift_stateless(graph, numbers)
     _unify_global_pooling(graph)
     _unify_padded_shortcut(graph)
@@ -58,6 +68,21 @@ def _is_idle_dropout(node: Node) -> bool:
         return False
     training = node.args[2] if len(node.args) > 2 else node.kwargs.get("training", node.kwargs.get("train", True))
     return training is False
+
+
+def _fold_constant_positions(graph: GraphModule) -> None:
+    """`ones(n, n).triu().nonzero()` becomes a buffer: how many positions come out is in the values, not in the shapes."""
+    for node in list(graph.graph.nodes):
+        if operation_name(node) != "nonzero":
+            continue
+        value = value_without_input(graph, node, {})
+        if value is None:
+            continue
+        path = free_path(graph, "positions")
+        graph.register_buffer(path, value)
+        with graph.graph.inserting_before(node):
+            node.replace_all_uses_with(graph.graph.get_attr(path))
+        erase_unused(graph, ancestors(node))
 
 
 def _work_out_of_place(graph: GraphModule, numbers: dict[Node, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fxfactor import CaptureError, PreconditionError, capture
 from fxfactor.capture import ASSUMED
-from fxfactor.graph import check_graph, convolutions, module_of, shape_of, sites
+from fxfactor.graph import check_graph, convolutions, hidden_convolutions, module_of, shape_of, sites
 
 IMAGE = (2, 3, 16, 16)
 
@@ -178,6 +179,89 @@ def test_a_convolution_hidden_in_a_subclass_is_visible():
     assert [*sites(graph)] == ["0", "2"]
     assert [conv.groups for _, conv in convolutions(graph)] == [1, 2]
     assert difference_in_float64(graph, model, IMAGE) < 1e-10
+
+
+class MaskedConv(nn.Conv2d):
+    """As in X-DenseNet: a parameter of its own, besides the weight, that the layer made of it does not have."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.mask = nn.Parameter((torch.rand_like(self.weight) > 0.5).float(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight * self.mask, self.bias)
+
+
+class BlurPooling(nn.Module):
+    """As in TResNet: a depthwise convolution with weights made on the spot, for as many groups as there are channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        row = torch.tensor([1.0, 2.0, 1.0], dtype=x.dtype, device=x.device) / 4
+        weight = (row[:, None] * row[None, :])[None, None].repeat((x.shape[1], 1, 1, 1))
+        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), weight, stride=2, groups=x.shape[1])
+
+
+class GroupForEachImage(nn.Module):
+    """A convolution whose groups are the images of the batch: no layer for another batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.weight = nn.Parameter(torch.randn(4, 4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        batch, channels, height, width = x.shape
+        joined = F.conv2d(x.reshape(1, -1, height, width), self.weight.repeat(batch, 1, 1, 1), groups=batch)
+        return joined.reshape(batch, channels, height, width)
+
+
+class UpperTriangle(torch.autograd.Function):
+    """As in iSQRT-COV: no symbolic value goes through, and how many positions come out is no shape."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.flatten(1)[:, torch.ones(*x.shape[1:]).triu().view(-1).nonzero().view(-1)]
+
+
+class Covariance(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).flatten(2)
+        return UpperTriangle.apply(x @ x.transpose(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: nn.Sequential(MaskedConv(3, 8, 3), nn.ReLU(), MaskedConv(8, 8, 1)), ["0", "2"]),
+        (lambda: nn.Sequential(nn.Conv2d(3, 8, 3), BlurPooling()), ["0", "1"]),
+        (Covariance, ["conv"]),
+    ],
+)
+def test_convolutions_of_odd_networks_are_visible(make: Callable[[], nn.Module], expected: list[str]):
+    model = make().double().eval()
+    graph = capture(model, torch.randn(IMAGE, dtype=torch.float64))
+    assert [*sites(graph)] == expected
+    assert not hidden_convolutions(graph)
+    assert difference_in_float64(graph, model, IMAGE) < 1e-10
+    assert difference_in_float64(graph, model, (5, *IMAGE[1:])) < 1e-10
+
+
+def test_sizes_of_the_batch_are_not_taken_for_fixed_ones():
+    model = GroupForEachImage().double().eval()
+    graph = capture(model, torch.randn(IMAGE, dtype=torch.float64))
+    assert [*sites(graph)] == ["conv"]
+    assert len(hidden_convolutions(graph)) == 1
+    assert difference_in_float64(graph, model, (5, *IMAGE[1:])) < 1e-10
+
+
+def test_a_fixed_filter_stays_fixed_and_a_masked_weight_is_trained():
+    graph = capture(nn.Sequential(MaskedConv(3, 8, 3), BlurPooling()), torch.randn(IMAGE))
+    assert [conv.weight.requires_grad for _, conv in convolutions(graph)] == [True, False]
 
 
 class StaticPaddingConv(nn.Conv2d):
