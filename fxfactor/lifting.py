@@ -158,6 +158,8 @@ def _lift_layer(graph: GraphModule, node: Node, numbers: dict[Node, Any]) -> tup
     settings = {key: _number(value, fixed) for key, value in bound.items() if key not in tensors and key != "input"}
     if missing or any(isinstance(value, Node) for value in settings.values()) or settings.get("training") is True:
         return None  # its weights are computed from the input: not a layer
+    if tensors["weight"] is not None and not tensors["weight"].numel():
+        return None  # slices of a weight may be empty, as in OctResNet: a module would refuse that
     if tensors["weight"] is None and kind is not nn.LayerNorm and not issubclass(kind, nn.modules.batchnorm._BatchNorm):
         return None
     module = _build_layer(kind, tensors, settings)
