@@ -158,8 +158,6 @@ def _lift_layer(graph: GraphModule, node: Node, numbers: dict[Node, Any]) -> tup
     settings = {key: _number(value, fixed) for key, value in bound.items() if key not in tensors and key != "input"}
     if missing or any(isinstance(value, Node) for value in settings.values()) or settings.get("training") is True:
         return None  # its weights are computed from the input: not a layer
-    if tensors["weight"] is not None and not tensors["weight"].numel():
-        return None  # slices of a weight may be empty, as in OctResNet: a module would refuse that
     if tensors["weight"] is None and kind is not nn.LayerNorm and not issubclass(kind, nn.modules.batchnorm._BatchNorm):
         return None
     module = _build_layer(kind, tensors, settings)
@@ -258,6 +256,9 @@ def _layer_path(graph: GraphModule, node: Node, weight: Any, module: nn.Module) 
     prefix = f"{owner}."
     inputs = {n for n in node.all_input_nodes if n.op == "get_attr" or not str(n.target).startswith(prefix)}
     own = ancestors(weight) | inputs
+    # read by others as well: a layer in its place would change what they read, unless they are the same layer again
+    same = {user for user in weight.users if user.target == node.target} if is_parameter(weight) else {node}
+    own = {n for n in own if n.op != "get_attr" or all(user in own or user in same for user in n.users)}
     others = (n for n in graph.graph.nodes if n.op in ("get_attr", "call_module") and n not in own)
     if owner and not any(str(other.target).startswith(prefix) or other.target == owner for other in others):
         return owner

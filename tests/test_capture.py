@@ -201,6 +201,15 @@ class BlurPooling(nn.Module):
         return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), weight, stride=2, groups=x.shape[1])
 
 
+class SlicedConv(nn.Conv2d):
+    """As in OctResNet: several convolutions share out the weight of one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        high, low = x[:, :3], x[:, 3:]
+        first = F.conv2d(high, 2 * self.weight[:, :3])
+        return torch.cat([first, F.conv2d(low, self.weight[:, 3:]), F.conv2d(high, self.weight[:, :3])], 1)
+
+
 class GroupForEachImage(nn.Module):
     """A convolution whose groups are the images of the batch: no layer for another batch."""
 
@@ -240,6 +249,10 @@ class Covariance(nn.Module):
         (lambda: nn.Sequential(MaskedConv(3, 8, 3), nn.ReLU(), MaskedConv(8, 8, 1)), ["0", "2"]),
         (lambda: nn.Sequential(nn.Conv2d(3, 8, 3), BlurPooling()), ["0", "1"]),
         (Covariance, ["conv"]),
+        (
+            lambda: nn.Sequential(nn.Conv2d(3, 7, 1), SlicedConv(7, 8, 3, bias=False)),
+            ["0", "1.conv2d", "1.conv2d_1", "1.conv2d_2"],
+        ),
     ],
 )
 def test_convolutions_of_odd_networks_are_visible(make: Callable[[], nn.Module], expected: list[str]):
