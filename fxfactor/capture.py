@@ -7,6 +7,7 @@ read shapes at capture, so what they give is run once beside the original before
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.fx import GraphModule
 
 from fxfactor.errors import CaptureError, GraphError, PreconditionError
 from fxfactor.graph import CONVOLUTIONS, TRANSPOSED, check_graph, finish, restore_training
-from fxfactor.normalize import normalize
+from fxfactor.normalize import normalize, rewrites_functions
 from fxfactor.pipeline import relative_difference
 from fxfactor.tracing import is_random_drop, trace_concrete, trace_export, trace_symbolic
 
@@ -83,12 +84,18 @@ def _capture(model: nn.Module, inputs: tuple[Any, ...] | None) -> GraphModule:
     except Exception as error:  # the user's own code runs on symbolic values here and may raise anything
         refusals.append(f"torch.fx.symbolic_trace: {_first_line(error)}")
     else:
+        rewritten = rewrites_functions(graph)
         try:
-            return _normalized(graph, model, inputs)
+            graph, known = _normalized(graph, model, inputs)
         except PreconditionError as error:
             if inputs is None or not _runs(model, inputs):
                 raise
             refusals.append(f"torch.fx.symbolic_trace: {_first_line(error)}")
+        else:
+            difference = _difference(model, graph, known) if rewritten else 0.0
+            if not difference > 1e-4:  # NaN where the outputs are: that tells nothing
+                return graph
+            refusals.append(_something_else("torch.fx.symbolic_trace", difference))
     known = inputs if inputs is not None else _accepted_inputs(model)
     for name, trace in (("tracing with known shapes", trace_concrete), ("torch.export", trace_export)):
         try:
@@ -100,7 +107,7 @@ def _capture(model: nn.Module, inputs: tuple[Any, ...] | None) -> GraphModule:
         difference = _difference(model, graph, known)
         if difference <= 1e-4:
             return graph
-        refusals.append(f"{name}: the graph computes something else (relative difference {difference:.1g})")
+        refusals.append(_something_else(name, difference))
     raise CaptureError(
         f"no way of tracing {type(model).__name__} works. " + "; ".join(refusals) + ". Control flow must not depend on "
         "the values of tensors; move such code out of the model, or split the model around it"
@@ -117,18 +124,24 @@ def _in_eval(model: nn.Module, drop: bool = False) -> nn.Module:
     return working
 
 
+def _something_else(name: str, difference: float) -> str:
+    return f"{name}: the graph computes something else (relative difference {difference:.1g})"
+
+
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
-def _normalized(graph: GraphModule, model: nn.Module, inputs: tuple[Any, ...] | None) -> GraphModule:
-    """The traced graph in normal form for `inputs`, or for the first inferred ones that fit."""
+def _normalized(
+    graph: GraphModule, model: nn.Module, inputs: tuple[Any, ...] | None
+) -> tuple[GraphModule, tuple[Any, ...]]:
+    """The traced graph in normal form for `inputs`, or for the first inferred ones that fit; and these."""
     if inputs is not None:
-        return normalize(graph, inputs)
+        return normalize(graph, inputs), inputs
     misfit: PreconditionError | None = None
     for candidate in _candidates(model):
         try:
-            return normalize(graph, candidate)
+            return normalize(graph, candidate), candidate
         except PreconditionError as error:
             misfit = error
     raise _cannot_infer(model, misfit) from misfit
@@ -174,24 +187,30 @@ def _runs(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
 
 
 def _difference(model: nn.Module, graph: GraphModule, inputs: tuple[Any, ...]) -> float:
-    """Relative difference between model and graph, both in eval, on random values of these shapes.
+    """Relative difference between model and graph, both in eval on the CPU, on random values of these shapes.
 
-    In float64; in the model's own precision where the graph has it fixed (`torch.zeros(n)` in the user's code).
+    In float64; in the model's own precision where the code has it fixed (`torch.zeros(n)`). Infinite where only the model
+    runs, 0 where the model itself does not: then there is nothing to compare with.
     """
-    try:
-        return _difference_in(torch.float64, model, graph, inputs)
-    except RuntimeError:
-        own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-        return _difference_in(own, model, graph, inputs)
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    difference = 0.0
+    for dtype in dict.fromkeys((torch.float64, own)):
+        generator = torch.Generator().manual_seed(0)
+        random = tuple(torch.randn(x.shape, generator=generator, dtype=dtype) if _is_real(x) else x for x in inputs)
+        try:
+            wanted = _outputs(model, random, dtype)
+        except Exception:  # whatever the user's code raises in this precision or on this device
+            continue
+        try:
+            return relative_difference(_outputs(graph, random, dtype), wanted)
+        except RuntimeError:
+            difference = math.inf
+    return difference
 
 
-def _difference_in(dtype: torch.dtype, model: nn.Module, graph: GraphModule, inputs: tuple[Any, ...]) -> float:
-    generator = torch.Generator().manual_seed(0)
-    random = tuple(torch.randn(x.shape, generator=generator, dtype=dtype) if _is_real(x) else x for x in inputs)
+def _outputs(model: nn.Module, inputs: tuple[Any, ...], dtype: torch.dtype) -> Any:
     with torch.no_grad():
-        wanted = copy.deepcopy(model).eval().to(dtype).cpu()(*random)
-        found = copy.deepcopy(graph).eval().to(dtype).cpu()(*random)
-    return relative_difference(found, wanted)
+        return copy.deepcopy(model).eval().to(dtype).cpu()(*inputs)
 
 
 def _is_real(x: Any) -> bool:

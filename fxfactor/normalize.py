@@ -53,6 +53,19 @@ def normalize(graph: GraphModule, example_inputs: tuple[Any, ...]) -> GraphModul
     return graph
 
 
+def rewrites_functions(graph: GraphModule) -> bool:
+    """Whether more is rewritten in a traced graph than modules: layers called as functions, or what works in place."""
+    layers = ("conv1d", "conv2d", "conv3d", "linear", "batch_norm", "layer_norm", "group_norm")
+    calls = [node for node in graph.graph.nodes if node.op in ("call_function", "call_method")]
+    return any(
+        operation_name(node) in layers
+        or node.target in _IN_PLACE_OPERATORS
+        or node.kwargs.get("inplace") is True
+        or (operation_name(node).endswith("_") and not operation_name(node).endswith("__"))
+        for node in calls
+    )
+
+
 def _drop_identities(graph: GraphModule) -> None:
     """Erase nn.Identity, and what drops at random where the user's model is in eval."""
     for node in list(graph.graph.nodes):

@@ -264,6 +264,22 @@ def test_convolutions_of_odd_networks_are_visible(make: Callable[[], nn.Module],
     assert difference_in_float64(graph, model, (5, *IMAGE[1:])) < 1e-10
 
 
+class WritingIntoAView(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        x[:, :2].mul_(2.0)
+        return x
+
+
+def test_what_no_way_of_tracing_gets_right_is_refused():
+    with pytest.raises(CaptureError, match=r"torch.fx.symbolic_trace: the graph computes something else .*relative"):
+        capture(WritingIntoAView(), torch.randn(IMAGE))
+
+
 def test_sizes_of_the_batch_are_not_taken_for_fixed_ones():
     model = GroupForEachImage().double().eval()
     graph = capture(model, torch.randn(IMAGE, dtype=torch.float64))
