@@ -264,6 +264,19 @@ def test_the_simpler_plans_are_among_the_candidates() -> None:
     assert list(uniform_plan(space, errors, {"bops": 1000.0}, "both", 8)) == []
 
 
+def test_with_several_widths_the_plan_of_width_1_is_among_the_candidates() -> None:
+    model, images = randomized(ResidualNet(16)), _images()
+    graph = fxfactor.capture(model, images[0][:1]).eval()
+    narrow, wide = (space_of(graph, (0, 1, 2), (3, 4), widths=widths) for widths in ((1,), (1, 2)))
+    errors = measure_errors(graph, images, wide)
+    limits = Budget(bops=0.015).limits(wide.whole)
+    plans = candidates(wide, errors, limits, ("both", "output"), 8)
+    alone = best_plan(narrow, errors, limits, "both", 8)
+    assert alone in plans
+    assert any(layer.groups is not None for layer in alone.layers.values())
+    assert alone != best_plan(wide, errors, limits, "both", 8)
+
+
 def test_a_plan_that_was_edited_does_not_explain_itself() -> None:
     plan = fxfactor.search(randomized(ResidualNet(16)), _images(), Budget(bops=0.05))
     with pytest.raises(PreconditionError, match=r"only a plan that fxfactor\.search has found, unchanged"):
