@@ -2,10 +2,11 @@
 
     python benchmarks/exploration.py grid       ResNet-20 / CIFAR-10: 7 levels × 5 bit widths, walked and one by one
     python benchmarks/exploration.py widths     ResNet-20 / CIFAR-10: the front of one width and that of four
+    python benchmarks/exploration.py search     ResNet-20 / CIFAR-10: fxfactor.search as it is, with one width and with four
     python benchmarks/exploration.py budgets    ResNet-20 / CIFAR-10: searched, uniform and mixed-precision plans by budget
     python benchmarks/exploration.py resnet50   search on ResNet-50 at 224×224: time and memory
 
-The first three need the images and weights in ../shared/data (or --data). Calibration and every choice use training images
+The first four need the images and weights in ../shared/data (or --data). Calibration and every choice use training images
 only; the 1,000 test images are used for the figures that are reported.
 """
 
@@ -129,6 +130,15 @@ def fronts(data: Cifar, levels: range, bits: tuple[int, ...], widths: Sequence[f
             print(f"  within {share:.2%} of the BOPs at 32 bits: {text}")
 
 
+def searched(data: Cifar, shares: tuple[float, ...], widths: tuple[float, ...]) -> None:
+    """Test accuracy of what fxfactor.search gives by its defaults, with the first of `widths` alone and with all."""
+    for share in shares:
+        for given in dict.fromkeys((widths[:1], widths)):
+            clock = Clock()
+            plan = fxfactor.search(data.model, data.calibration, fxfactor.Budget(bops=share), widths=given)
+            print(f"{share:.2%} of the BOPs, widths {given}: {data.accuracy(plan):.3f}, {clock}", flush=True)
+
+
 class Judge:
     """Distance of a plan's network from the original on training images, and its test accuracy; each measured once."""
 
@@ -223,7 +233,7 @@ def resnet50(images: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("grid", "widths", "budgets", "resnet50"))
+    parser.add_argument("what", choices=("grid", "widths", "search", "budgets", "resnet50"))
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
     parser.add_argument("--levels", type=int, default=7, help="of the grid and of uniform plans: 0 … levels−1")
     parser.add_argument("--measures", nargs="+", default=COMPARED, help="budgets: of several, plans are compared")
@@ -237,6 +247,8 @@ def main() -> None:
         grid(Cifar(options.data), range(options.levels), tuple(options.bits))
     elif options.what == "widths":
         fronts(Cifar(options.data), range(options.levels), tuple(options.bits), tuple(options.widths))
+    elif options.what == "search":
+        searched(Cifar(options.data), tuple(options.budgets), tuple(options.widths))
     elif options.what == "budgets":
         budgets(Cifar(options.data), tuple(options.budgets), tuple(options.measures), range(options.levels))
     else:

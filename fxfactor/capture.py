@@ -93,7 +93,7 @@ def _capture(model: nn.Module, inputs: tuple[Any, ...] | None) -> GraphModule:
             refusals.append(f"torch.fx.symbolic_trace: {_first_line(error)}")
         else:
             difference = _difference(model, graph, known) if rewritten else 0.0
-            if not difference > 1e-4:  # NaN where the outputs are: that tells nothing
+            if not difference > 1e-4:  # NaN tells nothing
                 return graph
             refusals.append(_something_else("torch.fx.symbolic_trace", difference))
     known = inputs if inputs is not None else _accepted_inputs(model)
@@ -190,10 +190,10 @@ def _difference(model: nn.Module, graph: GraphModule, inputs: tuple[Any, ...]) -
     """Relative difference between model and graph, both in eval on the CPU, on random values of these shapes.
 
     In float64; in the model's own precision where the code has it fixed (`torch.zeros(n)`). Infinite where only the model
-    runs, 0 where the model itself does not: then there is nothing to compare with.
+    runs, NaN where the model itself does not: then there is nothing to compare with.
     """
     own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    difference = 0.0
+    difference = math.nan
     for dtype in dict.fromkeys((torch.float64, own)):
         generator = torch.Generator().manual_seed(0)
         random = tuple(torch.randn(x.shape, generator=generator, dtype=dtype) if _is_real(x) else x for x in inputs)
