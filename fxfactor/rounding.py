@@ -76,7 +76,7 @@ def round_weights(
     todo = [(node, layer) for node, layer in layers(qmodel) if _can_round(layer)]
     if not todo:
         raise PreconditionError(
-            "rounding needs Brevitas convolutions or linear layers, found none; run passes.Quantize first"
+            "rounding needs Brevitas convolutions or linear layers, found none; quantize first, with bits= or passes.Quantize"
         )
     original = as_graph(original, qmodel)
     training = {module: module.training for module in qmodel.modules()}
