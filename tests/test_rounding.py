@@ -143,5 +143,8 @@ def test_refusals():
     ):
         round_weights(model, graph, [])
     plain = FactorizeDepth(level=1)(fxfactor.capture(model, images(1))).graph
-    with pytest.raises(PreconditionError, match=r"rounding needs Brevitas convolutions .* quantize first, with bits= or passes.Quantize"):
+    with pytest.raises(
+        PreconditionError,
+        match=r"rounding needs Brevitas convolutions .* quantize first, with bits= or passes.Quantize",
+    ):
         round_weights(model, plain, [images()])
