@@ -29,13 +29,13 @@ from torch.fx import GraphModule
 from torch.utils.data import DataLoader, TensorDataset
 
 import fxfactor
-from fxfactor.augment import flip_and_shift, flip_shift_and_cut
-from fxfactor.finetune import finetune
-from fxfactor.fused import fused_quantizers
+from fxfactor.factors.fit_to_outputs import fit_to_outputs
 from fxfactor.passes import FactorizeDepth, Quantize
-from fxfactor.reconstruct import reconstruct
-from fxfactor.rounding import round_weights
-from fxfactor.statistics import fit_to_outputs
+from fxfactor.quantization.fused import fused_quantizers
+from fxfactor.recovery.augment import flip_and_shift, flip_shift_and_cut
+from fxfactor.recovery.finetune import finetune
+from fxfactor.recovery.reconstruct import reconstruct
+from fxfactor.recovery.round_weights import round_weights
 
 HERE = Path(__file__).resolve().parent
 Row = dict[str, Any]

@@ -27,8 +27,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import fxfactor
+from fxfactor.factors.fit_to_outputs import fit_to_outputs
 from fxfactor.passes import FactorizeDepth
-from fxfactor.statistics import fit_to_outputs
 
 HERE = Path(__file__).resolve().parent
 

@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 import fxfactor
 from fxfactor.graph import convolutions, hidden_convolutions
-from fxfactor.pipeline import relative_difference
+from fxfactor.graph.compare import relative_difference
 
 OTHER_TASKS = ("_cifar", "_svhn", "_cub", "_voc", "_coco", "_ade20k", "_cityscapes", "_celeba")
 

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 import fxfactor
-from fxfactor.distribution_table import Distributions
-from fxfactor.distributions import distributions
+from fxfactor.analysis.distributions import distributions
+from fxfactor.analysis.table import Distributions
 from fxfactor.report import plots, report
 from fxfactor.report.style import save_png
 

@@ -26,13 +26,13 @@ from typing import Any
 import torch
 
 import fxfactor
-from fxfactor.candidates import best_plan, candidates, distance
-from fxfactor.frozen import freeze
-from fxfactor.options import Space, space_of
-from fxfactor.plan import Plan
-from fxfactor.search import BITS, LEVELS
-from fxfactor.sensitivity import measure_errors
-from fxfactor.walk import top1
+from fxfactor.exploration.rung import top1
+from fxfactor.plan.plan import Plan
+from fxfactor.planning.plans import best_plan, candidates, distance
+from fxfactor.planning.search import BITS, LEVELS
+from fxfactor.planning.sensitivity import measure_errors
+from fxfactor.planning.space import Space, space_of
+from fxfactor.quantization.plain_copy import freeze
 
 GRID_BITS = (2, 3, 4, 6, 8)
 BUDGETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.25)

@@ -29,10 +29,10 @@ from torch.fx import GraphModule
 from torch.utils.data import DataLoader, TensorDataset
 
 import fxfactor
-from fxfactor.augment import flip_and_shift
-from fxfactor.finetune import continue_from, finetune
+from fxfactor.factors.fit_to_outputs import fit_to_outputs
 from fxfactor.passes import FactorizeDepth, Quantize
-from fxfactor.statistics import fit_to_outputs
+from fxfactor.recovery.augment import flip_and_shift
+from fxfactor.recovery.finetune import continue_from, finetune
 
 HERE = Path(__file__).resolve().parent
 Row = dict[str, Any]

@@ -75,7 +75,7 @@ def run_finns(file: Path, folder: Path, board: str, target_fps: int) -> None:
     """FINN's own steps, with the streamlining that it ships for networks with forks and joins."""
     import os
 
-    from fxfactor.finn.worker import require_finn
+    from fxfactor.finn.process.worker import require_finn
 
     os.environ["FINN_BUILD_DIR"] = str(folder)
     require_finn()

@@ -34,10 +34,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 import fxfactor
-from fxfactor.fused import fused_quantizers
 from fxfactor.passes import FoldBatchNorm, Quantize
-from fxfactor.reconstruct import reconstruct
-from fxfactor.rounding import round_weights
+from fxfactor.quantization.fused import fused_quantizers
+from fxfactor.recovery.reconstruct import reconstruct
+from fxfactor.recovery.round_weights import round_weights
 
 HERE = Path(__file__).resolve().parent
 

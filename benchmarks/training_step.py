@@ -43,8 +43,8 @@ def work(name: str, data: Path, batch_size: int, steps: int) -> None:
     from torch.nn import functional as F
 
     import fxfactor
-    from fxfactor.fused import fused_quantizers
-    from fxfactor.reconstruct import channels_last
+    from fxfactor.quantization.fused import fused_quantizers
+    from fxfactor.recovery.blocks import channels_last
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

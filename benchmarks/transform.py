@@ -29,9 +29,9 @@ from torch import nn
 from torchvision import models
 
 import fxfactor
-from fxfactor.factors import svd_factors
+from fxfactor.factors.weights import svd_factors
 from fxfactor.graph import is_quantizer, sites
-from fxfactor.quantizers import (
+from fxfactor.quantization.brevitas_layers import (
     SignedActivation,
     UnsignedActivation,
     is_quantized_layer,

@@ -5,33 +5,66 @@ Each public name is imported when it is first used, so that `fxfactor --help` an
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fxfactor import finn as finn
     from fxfactor import passes as passes
     from fxfactor import report as report
-    from fxfactor.budget import Budget
-    from fxfactor.calibrate import calibrate
-    from fxfactor.capture import capture
-    from fxfactor.checkpoint import load, save
-    from fxfactor.cost import cost
-    from fxfactor.distributions import distributions
+    from fxfactor.analysis.cost import cost
+    from fxfactor.analysis.distributions import distributions
+    from fxfactor.analysis.summary import summary
     from fxfactor.errors import CaptureError, ExportError, FinnError, FxfactorError, GraphError, PreconditionError
-    from fxfactor.exploration import Exploration
-    from fxfactor.explore import explore
-    from fxfactor.export import Exported, export
-    from fxfactor.finetune import finetune
+    from fxfactor.exploration.explore import explore
+    from fxfactor.exploration.result import Exploration
+    from fxfactor.graph.capture import capture
     from fxfactor.pipeline import Change, Pass, PassResult, Pipeline, Skip
-    from fxfactor.plan import LayerPlan, Plan, groups_at
-    from fxfactor.reconstruct import reconstruct
-    from fxfactor.rounding import round_weights
-    from fxfactor.search import search
-    from fxfactor.summary import summary
-    from fxfactor.transform import transform
+    from fxfactor.plan.budget import Budget
+    from fxfactor.plan.ladder import groups_at
+    from fxfactor.plan.layer_plan import LayerPlan
+    from fxfactor.plan.plan import Plan
+    from fxfactor.planning.search import search
+    from fxfactor.quantization.calibrate import calibrate
+    from fxfactor.quantization.fused import fused_quantizers
+    from fxfactor.recipe import transform
+    from fxfactor.recovery.augment import flip_and_shift, flip_shift_and_cut
+    from fxfactor.recovery.finetune import continue_from, finetune
+    from fxfactor.recovery.reconstruct import reconstruct
+    from fxfactor.recovery.round_weights import round_weights
+    from fxfactor.storage.checkpoint import load, save
+    from fxfactor.storage.qonnx import Exported, export
+
+_HOMES = {
+    "analysis.cost": ("cost",),
+    "analysis.distributions": ("distributions",),
+    "analysis.summary": ("summary",),
+    "errors": ("CaptureError", "ExportError", "FinnError", "FxfactorError", "GraphError", "PreconditionError"),
+    "exploration.explore": ("explore",),
+    "exploration.result": ("Exploration",),
+    "graph.capture": ("capture",),
+    "pipeline": ("Change", "Pass", "PassResult", "Pipeline", "Skip"),
+    "plan.budget": ("Budget",),
+    "plan.ladder": ("groups_at",),
+    "plan.layer_plan": ("LayerPlan",),
+    "plan.plan": ("Plan",),
+    "planning.search": ("search",),
+    "quantization.calibrate": ("calibrate",),
+    "quantization.fused": ("fused_quantizers",),
+    "recipe": ("transform",),
+    "recovery.augment": ("flip_and_shift", "flip_shift_and_cut"),
+    "recovery.finetune": ("continue_from", "finetune"),
+    "recovery.reconstruct": ("reconstruct",),
+    "recovery.round_weights": ("round_weights",),
+    "storage.checkpoint": ("load", "save"),
+    "storage.qonnx": ("Exported", "export"),
+}
+"""Module -> the public names that live there."""
+
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+_PACKAGES = ("finn", "passes", "report")
+"""Packages that users reach as `fxfactor.finn`, without an import of their own."""
 
 __all__ = [
     "Budget",
@@ -52,11 +85,15 @@ __all__ = [
     "Skip",
     "calibrate",
     "capture",
+    "continue_from",
     "cost",
     "distributions",
     "explore",
     "export",
     "finetune",
+    "flip_and_shift",
+    "flip_shift_and_cut",
+    "fused_quantizers",
     "groups_at",
     "load",
     "reconstruct",
@@ -67,45 +104,16 @@ __all__ = [
     "transform",
 ]
 
-_MODULES = {
-    "budget": ("Budget",),
-    "checkpoint": ("load", "save"),
-    "errors": ("CaptureError", "ExportError", "FinnError", "FxfactorError", "GraphError", "PreconditionError"),
-    "exploration": ("Exploration",),
-    "export": ("Exported", "export"),
-    "pipeline": ("Change", "Pass", "PassResult", "Pipeline", "Skip"),
-    "plan": ("LayerPlan", "Plan", "groups_at"),
-    "rounding": ("round_weights",),
-}
-"""Where public names live that are not in a module of their own name."""
-
-_PACKAGES = ("finn", "passes", "report")
-"""Packages below this one that users reach as `fxfactor.finn`, without an import of their own."""
-
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
-
 
 def __getattr__(name: str) -> Any:
     if name in _PACKAGES:
         return import_module(f"{__name__}.{name}")
-    if name not in __all__:
+    if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME.get(name, name)}"), name)
+    value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return __all__
-
-
-class _Package(ModuleType):
-    """Python binds a submodule to its package once it is imported; here `fxfactor.capture` stays the function."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in __all__ and isinstance(value, ModuleType):
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
+    return [*__all__, *_PACKAGES]

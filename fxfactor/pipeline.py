@@ -10,15 +10,14 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import torch
-from torch import Tensor
 from torch.fx import GraphModule
-from torch.utils._pytree import tree_leaves
 
 from fxfactor.errors import GraphError, PreconditionError
-from fxfactor.graph import check_graph, finish, placeholders, restore_training, shape_of
+from fxfactor.graph.compare import random_inputs, relative_difference
+from fxfactor.graph.normal_form import check_graph, finish, restore_training
 
 HISTORY = "fxfactor.history"
 """Key of `graph.meta` under which the changes and skips of all passes so far stand, in order."""
@@ -128,28 +127,6 @@ def _require_normal_form(graph: GraphModule) -> None:
         raise GraphError(
             f"{error}; the graph was not in normal form before the first pass: call fxfactor.capture(model) first"
         ) from error
-
-
-def random_inputs(graph: GraphModule, seed: int = 0) -> tuple[Tensor, ...]:
-    """Normally distributed inputs of the shapes that `graph` was captured with; the same for the same seed."""
-    generator = torch.Generator().manual_seed(seed)
-    parameter = next(graph.parameters(), torch.empty(0))
-    return tuple(
-        torch.randn(shape_of(node), generator=generator, dtype=torch.float64).to(parameter)
-        for node in placeholders(graph)
-        if "tensor_meta" in node.meta
-    )
-
-
-def relative_difference(found: Any, wanted: Any) -> float:
-    """Largest |found − wanted| over all tensors in the two outputs, divided by the largest |wanted|; 0 if equal.
-
-    NaN where a tensor holds one.
-    """
-    pairs = [pair for pair in zip(tree_leaves(found), tree_leaves(wanted), strict=True) if isinstance(pair[1], Tensor)]
-    scale = float(torch.stack([b.double().abs().max() for _, b in pairs]).max())
-    largest = float(torch.stack([(a.double() - b.double()).abs().max() for a, b in pairs]).max())
-    return largest / scale if scale > 0 else largest
 
 
 def _verify(graph: GraphModule, by: Pass) -> None:

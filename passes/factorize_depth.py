@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fxfactor.errors import PreconditionError
-from fxfactor.factors import svd_factors
+from fxfactor.factors.fit_to_outputs import fit_to_outputs
+from fxfactor.factors.weights import svd_factors
 from fxfactor.graph import (
     CONVOLUTIONS,
     Convolution,
@@ -25,8 +26,9 @@ from fxfactor.graph import (
     sites,
 )
 from fxfactor.pipeline import Change, Pass, Skip
-from fxfactor.plan import LayerPlan, Level, Plan, check_level, check_width, choose_shape, kept_sites, reason_to_keep
-from fxfactor.statistics import fit_to_outputs
+from fxfactor.plan.ladder import Level, check_level, check_width, choose_shape, reason_to_keep
+from fxfactor.plan.layer_plan import LayerPlan
+from fxfactor.plan.plan import Plan, kept_sites
 
 
 @dataclass(frozen=True)

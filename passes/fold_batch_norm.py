@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 
 from fxfactor.graph import LAYERS, TRANSPOSED, module_of
 from fxfactor.pipeline import Change, Pass, Skip
-from fxfactor.quantizers import is_quantized_layer
+from fxfactor.quantization.brevitas_layers import is_quantized_layer
 
 
 @dataclass(frozen=True)

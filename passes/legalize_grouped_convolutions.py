@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 
 from fxfactor.graph import module_of, put_module, set_shape, shape_of
 from fxfactor.pipeline import Change, Pass, Skip
-from fxfactor.quantizers import is_quantized_layer, quantize_layer, weight_bits_of
+from fxfactor.quantization.brevitas_layers import is_quantized_layer, quantize_layer, weight_bits_of
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from fxfactor.dataflow import (
+from fxfactor.errors import PreconditionError
+from fxfactor.graph import free_path, insert_after, is_quantizer, module_of, owner_path, put_module, sites
+from fxfactor.graph.dataflow import (
     RELUS,
     consumers,
     is_average_pooling,
@@ -26,13 +28,13 @@ from fxfactor.dataflow import (
     sources,
     tensor_inputs,
 )
-from fxfactor.errors import PreconditionError
-from fxfactor.graph import free_path, insert_after, is_quantizer, module_of, owner_path, put_module, sites
-from fxfactor.moments import histogram_of, propagate_moments
 from fxfactor.pipeline import Change, Pass, Skip
-from fxfactor.plan import LayerPlan, Plan, check_bits
-from fxfactor.quantizers import is_quantized_layer, make_quantizer, quantize_layer
-from fxfactor.ranges import Histogram, best_limit
+from fxfactor.plan.ladder import check_bits
+from fxfactor.plan.layer_plan import LayerPlan
+from fxfactor.plan.plan import Plan
+from fxfactor.quantization.batch_norm_statistics import histogram_of, propagate_statistics
+from fxfactor.quantization.brevitas_layers import is_quantized_layer, make_quantizer, quantize_layer
+from fxfactor.quantization.histogram import Histogram, best_limit
 
 if TYPE_CHECKING:
     import networkx
@@ -105,7 +107,7 @@ class _Placement:
                 self.layer_bits[node] = plan.layers.get(name, LayerPlan()).activation_bits
         self.position = {node: index for index, node in enumerate(graph.graph.nodes)}
         self.meeting = self._meetings()
-        moments = propagate_moments(graph)
+        moments = propagate_statistics(graph)
         self.histograms = {node: histogram_of(node, moments) for node in self.meeting}
         self.unsigned = {node for node in self.meeting if never_negative(node)}
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxfactor.pipeline import relative_difference
+from fxfactor.graph.compare import relative_difference
 
 
 def randomized(model: nn.Module, seed: int = 0) -> nn.Module:

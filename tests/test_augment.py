@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fxfactor.augment import flip_and_shift, flip_shift_and_cut
+from fxfactor.recovery.augment import flip_and_shift, flip_shift_and_cut
 
 SHAPES = [(6, 2, 16), (6, 3, 16, 24), (6, 1, 8, 8, 8)]
 

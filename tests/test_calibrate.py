@@ -9,9 +9,9 @@ from torch import nn
 from torch.fx import GraphModule
 
 from fxfactor import PreconditionError, calibrate, transform
-from fxfactor.calibrate import inputs_of
 from fxfactor.graph import is_quantizer, module_of
-from fxfactor.quantizers import get_limit, is_signed
+from fxfactor.graph.watching import inputs_of
+from fxfactor.quantization.brevitas_layers import get_limit, is_signed
 
 IMAGES = (8, 3, 16, 16)
 

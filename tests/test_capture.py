@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fxfactor import CaptureError, PreconditionError, capture
-from fxfactor.capture import ASSUMED
 from fxfactor.graph import check_graph, convolutions, hidden_convolutions, module_of, shape_of, sites
+from fxfactor.graph.capture import ASSUMED
 
 IMAGE = (2, 3, 16, 16)
 

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 import fxfactor
-from fxfactor.cli import main
-from fxfactor.cli_inputs import named_model
+from fxfactor.cli.app import main
+from fxfactor.cli.inputs import named_model
 
 NETS = """
 from torch import nn

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 import fxfactor
-from fxfactor.dataflow import (
+from fxfactor.graph import is_quantizer, module_of
+from fxfactor.graph.dataflow import (
     consumers,
     input_quantizer,
     is_addition,
@@ -20,7 +21,6 @@ from fxfactor.dataflow import (
     sources,
     tensor_inputs,
 )
-from fxfactor.graph import is_quantizer, module_of
 
 
 class Branches(nn.Module):

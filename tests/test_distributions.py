@@ -19,8 +19,8 @@ from torch.fx import GraphModule, Interpreter, Node
 
 import fxfactor
 from fxfactor import PreconditionError
-from fxfactor.distribution_table import COLUMNS, Distribution, Distributions
-from fxfactor.distributions import distributions
+from fxfactor.analysis.distributions import distributions
+from fxfactor.analysis.table import COLUMNS, Distribution, Distributions
 from fxfactor.passes import FactorizeDepth, FoldBatchNorm, Quantize
 
 

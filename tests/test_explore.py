@@ -22,11 +22,11 @@ from torch import nn
 
 import fxfactor
 from fxfactor import Exploration, FxfactorError, PreconditionError
-from fxfactor.exploration import plan_of
-from fxfactor.explore import pairs_of
-from fxfactor.front import hypervolume, pareto_front
-from fxfactor.store import Candidate, Store
-from fxfactor.walk import top1
+from fxfactor.exploration.explore import pairs_of
+from fxfactor.exploration.pareto import hypervolume, pareto_front
+from fxfactor.exploration.result import plan_of
+from fxfactor.exploration.rung import top1
+from fxfactor.exploration.state_file import Candidate, Store
 
 GENERATOR = torch.Generator().manual_seed(5)
 TRAIN = list(torch.randn(16, 3, 16, 16, generator=GENERATOR).split(8))
@@ -115,7 +115,7 @@ def test_at_8_bits_a_candidate_is_what_transform_makes(tmp_path: Path) -> None:
 
 
 def test_a_level_takes_over_what_the_one_before_has_fitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fxfactor import walk
+    from fxfactor.exploration import rung as walk
 
     fitted: list[set[str]] = []
 
@@ -372,7 +372,7 @@ def test_the_file_is_sqlite_that_anyone_can_read(tmp_path: Path) -> None:
 def test_explore_and_search_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     import numpy as np
 
-    from fxfactor.cli import main
+    from fxfactor.cli.app import main
 
     (tmp_path / "small_net.py").write_text(
         "from networks import ResidualNet, randomized\nnet = lambda: randomized(ResidualNet(16))\n"
@@ -408,10 +408,10 @@ def test_explore_and_search_on_the_command_line(tmp_path: Path, monkeypatch: pyt
 def test_networks_between_the_fewest_and_the_most_bits_are_those_that_quantizing_gives(
     boundary_bits: int | None,
 ) -> None:
-    from fxfactor.calibrate import count_activations, set_ranges
-    from fxfactor.frozen import freeze
+    from fxfactor.exploration.bit_widths import BitWidths
     from fxfactor.passes import Quantize
-    from fxfactor.precision import Precisions
+    from fxfactor.quantization.calibrate import count_activations, set_ranges
+    from fxfactor.quantization.plain_copy import freeze
 
     graph = fxfactor.transform(_model(), level=2, calibration=TRAIN).eval()
 
@@ -421,7 +421,7 @@ def test_networks_between_the_fewest_and_the_most_bits_are_those_that_quantizing
     def quantized(*pair: int) -> Any:
         return fxfactor.Pipeline(Quantize(plan=plan(*pair)))(graph).graph.eval()
 
-    precisions = Precisions(quantized(2, 2), quantized(8, 8))
+    precisions = BitWidths(quantized(2, 2), quantized(8, 8))
     assert precisions.alike
     histograms = count_activations(precisions.network, TRAIN)
     for pair in ((2, 2), (3, 6), (8, 4), (8, 8)):

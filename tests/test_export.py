@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 from fxfactor import ExportError, PreconditionError, calibrate, capture, export, transform
 from fxfactor.graph import is_quantizer
-from fxfactor.pipeline import random_inputs
-from fxfactor.quantizers import is_signed, set_limit
+from fxfactor.graph.compare import random_inputs
+from fxfactor.quantization.brevitas_layers import is_signed, set_limit
 
 exporting = import_module("fxfactor.export")  # the module: fxfactor.export is the function
 IMAGES = (1, 3, 16, 16)

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fxfactor.errors import PreconditionError
-from fxfactor.factors import Factors, Moments, fitted_factors, join_blocks, split_blocks, svd_factors
-from fxfactor.statistics import moments_of, patches
+from fxfactor.factors.fit import fitted_factors
+from fxfactor.factors.least_squares import PatchMoments
+from fxfactor.factors.lockstep import moments_of, patches
+from fxfactor.factors.weights import Factors, join_blocks, split_blocks, svd_factors
 
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -156,7 +158,7 @@ def test_weight_that_is_not_finite_is_refused():
         svd_factors(weight, groups=2)
 
 
-def layer_data(conv: nn.Module, noise: float, seed: int = 1) -> tuple[Moments, Moments]:
+def layer_data(conv: nn.Module, noise: float, seed: int = 1) -> tuple[PatchMoments, PatchMoments]:
     """Moments of correlated inputs, with noise that stands for the errors of earlier layers, in two halves."""
     dimensions = len(conv.kernel_size)
     x = random_weight(32, conv.in_channels, *[9] * dimensions, seed=seed).cumsum(-1)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fxfactor
 from fxfactor.errors import FxfactorError, PreconditionError
-from fxfactor.finetune import continue_from, finetune
+from fxfactor.recovery.finetune import continue_from, finetune
 
 
 def images() -> Tensor:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxfactor.fused import fused_quantizers
-from fxfactor.quantizers import make_quantizer, quantize_layer
+from fxfactor.quantization.brevitas_layers import make_quantizer, quantize_layer
+from fxfactor.quantization.fused import fused_quantizers
 
 
 def random(*shape: int) -> Tensor:

@@ -23,12 +23,12 @@ from fxfactor.graph import (
     propagate_shapes,
     put_module,
     replace_with_chain,
-    restore_training,
     set_shape,
     shape_of,
     sites,
     to_networkx,
 )
+from fxfactor.graph.normal_form import restore_training
 
 SHAPE = (2, 4, 6, 5)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxfactor.measures import CELL_BINS, PERCENTILES, Difference, Rounding, Spread, compose, kl_between
+from fxfactor.analysis.measures import CELL_BINS, PERCENTILES, Difference, RoundingLoss, Spread, compose, kl_between
 
 CHANNELS = 6
 
@@ -110,7 +110,7 @@ def test_rounding_is_what_numpy_says(kind: str, low: int, high: int, channels_ha
     whole = np.full((CHANNELS, 1), np.abs(values).max())
     scale = (np.abs(values).max((0, 2), initial=1e-3)[:, None] if channels_have_scales else whole) * 0.8137 / high
     after = np.clip(np.rint(values / scale), low, high) * scale
-    rounding = Rounding(low, high)
+    rounding = RoundingLoss(low, high)
     for part in np.array_split(np.arange(len(values)), 3):
         rounding.add(torch.from_numpy(values[part]), torch.from_numpy(after[part]), torch.from_numpy(scale))
 
@@ -143,7 +143,7 @@ def kl_of_cells(steps: np.ndarray, low: int, high: int) -> float:
 
 
 def test_a_channel_that_changes_its_level_between_batches_is_not_dead() -> None:
-    rounding = Rounding(0, 3)
+    rounding = RoundingLoss(0, 3)
     for value in (1.0, 2.0):
         batch = torch.tensor([[value, 1.0]])
         rounding.add(batch, batch, 1.0)

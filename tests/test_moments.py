@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import Interpreter
 
 import fxfactor
-from fxfactor.moments import Moments, histogram_of, propagate_moments
+from fxfactor.quantization.batch_norm_statistics import ChannelStatistics, histogram_of, propagate_statistics
 
 
 class _Measured(Interpreter):
@@ -21,11 +21,11 @@ class _Measured(Interpreter):
         value = super().run_node(node)
         if node.op != "output" and isinstance(value, Tensor) and value.dim() == 4:
             channels = value.transpose(0, 1).flatten(1).double()
-            self.found[node.name] = Moments(channels.mean(1), channels.var(1))
+            self.found[node.name] = ChannelStatistics(channels.mean(1), channels.var(1))
         return value
 
-    def measure(self, images: Tensor) -> dict[str, Moments]:
-        self.found: dict[str, Moments] = {}
+    def measure(self, images: Tensor) -> dict[str, ChannelStatistics]:
+        self.found: dict[str, ChannelStatistics] = {}
         with torch.no_grad():
             self.run(images)
         return self.found
@@ -35,7 +35,7 @@ def _compare(model: nn.Module, images: Tensor, mean: float, variance: float) -> 
     """Within `mean` standard deviations and a factor of 1 ± `variance` at every tensor."""
     graph = fxfactor.capture(model.eval(), images[:1])
     measured = _Measured(graph).measure(images)
-    predicted = {node.name: value for node, value in propagate_moments(graph).items()}
+    predicted = {node.name: value for node, value in propagate_statistics(graph).items()}
     assert len(measured) > 2
     for name, wanted in measured.items():
         found = predicted[name]
@@ -66,7 +66,7 @@ def test_activations_see_a_normal_distribution(activation: nn.Module) -> None:
 def test_relu_in_closed_form() -> None:
     graph = fxfactor.capture(nn.Sequential(nn.BatchNorm2d(1), nn.ReLU()).eval(), torch.zeros(1, 1, 2, 2))
     relu = next(node for node in graph.graph.nodes if node.target == "1")
-    found = propagate_moments(graph)[relu]
+    found = propagate_statistics(graph)[relu]
     assert float(found.mean) == pytest.approx(1 / math.sqrt(2 * math.pi), rel=6e-3)
     assert float(found.variance) == pytest.approx(0.5 - 1 / (2 * math.pi), rel=6e-3)
 
@@ -88,14 +88,14 @@ def test_joins_of_independent_tensors() -> None:
     images = torch.randn(64, 4, 32, 32)
     _compare(set_statistics(randomized(Joins()), [images]), images, mean=0.03, variance=0.06)
     graph = fxfactor.capture(Joins().eval(), torch.zeros(1, 4, 2, 2))
-    moments = {node.name: value for node, value in propagate_moments(graph).items()}
+    moments = {node.name: value for node, value in propagate_statistics(graph).items()}
     assert moments["add"].variance.tolist() == moments["sub"].variance.tolist() == [2.0, 2.0]
     assert moments["mul"].variance.tolist() == [1.0, 1.0]
     assert len(moments["cat"].mean) == 6
 
 
 def test_other_numbers_of_channels() -> None:
-    moments = Moments(torch.tensor([0.0, 2.0]).double(), torch.tensor([1.0, 3.0]).double())
+    moments = ChannelStatistics(torch.tensor([0.0, 2.0]).double(), torch.tensor([1.0, 3.0]).double())
     assert moments.resized(4).mean.tolist() == [0.0, 0.0, 2.0, 2.0]  # flattened: channel by channel
     pooled = moments.resized(3)
     assert pooled.mean.tolist() == [1.0, 1.0, 1.0]
@@ -106,15 +106,15 @@ def test_the_factor_in_front_has_the_scale_that_the_batch_norm_behind_asks_for()
     model = randomized(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)))
     graph = fxfactor.transform(model, level=1, bits=None, example_inputs=torch.zeros(1, 3, 8, 8))
     spatial = next(node for node in graph.graph.nodes if str(node.target) == "1.spatial")
-    before = propagate_moments(graph)[spatial].variance
+    before = propagate_statistics(graph)[spatial].variance
     graph.get_submodule("2").running_var.mul_(0.25)  # type: ignore[operator, union-attr]
-    after = propagate_moments(graph)[spatial].variance
+    after = propagate_statistics(graph)[spatial].variance
     torch.testing.assert_close(after, before / 4)
 
 
 def test_the_histogram_behind_a_relu_has_no_negative_part() -> None:
     graph = fxfactor.capture(nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()).eval(), torch.zeros(1, 4, 2, 2))
-    moments = propagate_moments(graph)
+    moments = propagate_statistics(graph)
     norm, relu = (next(node for node in graph.graph.nodes if node.target == name) for name in ("0", "1"))
     below = [histogram.counts[histogram.centers < 0].sum() / histogram.counts.sum() for histogram in
              (histogram_of(norm, moments), histogram_of(relu, moments))]  # fmt: skip

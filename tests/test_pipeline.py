@@ -15,8 +15,9 @@ from torch.fx import GraphModule
 
 from fxfactor import Change, GraphError, Pass, PassResult, Pipeline, PreconditionError, Skip, capture
 from fxfactor.graph import convolutions, insert_after, module_of
+from fxfactor.graph.compare import random_inputs, relative_difference
 from fxfactor.passes import FactorizeDepth, FoldBatchNorm, Quantize
-from fxfactor.pipeline import HISTORY, random_inputs, relative_difference
+from fxfactor.pipeline import HISTORY
 
 ALL = [FactorizeDepth(level=2), FoldBatchNorm(), Quantize(4, 4)]
 

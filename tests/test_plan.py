@@ -13,7 +13,7 @@ from torch import nn
 from fxfactor import LayerPlan, Plan, PreconditionError, capture, groups_at, transform
 from fxfactor.passes import FactorizeDepth, Quantize
 from fxfactor.pipeline import Pipeline
-from fxfactor.plan import macs_per_output_pixel, mid_at
+from fxfactor.plan.ladder import macs_per_output_pixel, mid_at
 
 BITS = st.none() | st.integers(2, 8)
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fxfactor.graph import is_quantizer
-from fxfactor.quantizers import (
+from fxfactor.quantization.brevitas_layers import (
     bits_of,
     get_limit,
     is_quantized_layer,
@@ -18,7 +18,7 @@ from fxfactor.quantizers import (
     set_limit,
     weight_bits_of,
 )
-from fxfactor.sensitivity import rounded
+from fxfactor.quantization.levels import rounded_weight
 
 LAYERS = [
     (nn.Conv1d(4, 6, 3, stride=2, padding=1), (2, 4, 9)),
@@ -87,7 +87,7 @@ def test_bits_sign_and_range_can_be_read_and_set() -> None:
 def test_sensitivities_round_weights_as_brevitas_does() -> None:
     for layer, _ in LAYERS:
         wanted = quantize_layer(layer, 4).quant_weight().value  # type: ignore[operator]
-        torch.testing.assert_close(rounded(layer.weight, 4, layer), wanted, rtol=1e-6, atol=1e-7)  # type: ignore[arg-type]
+        torch.testing.assert_close(rounded_weight(layer.weight, 4, layer), wanted, rtol=1e-6, atol=1e-7)  # type: ignore[arg-type]
 
 
 def test_no_range_goes_beyond_where_the_activation_clips() -> None:

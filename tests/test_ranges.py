@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fxfactor.ranges import BINS, Histogram, best_limit
+from fxfactor.quantization.histogram import BINS, Histogram, best_limit
 
 
 def histogram_of(*batches: Tensor) -> Histogram:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import fxfactor
-from fxfactor.cli import main
+from fxfactor.cli.app import main
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -13,7 +13,8 @@ from torch.fx import GraphModule
 import fxfactor
 from fxfactor.errors import PreconditionError
 from fxfactor.passes import FactorizeDepth, Quantize
-from fxfactor.reconstruct import boundaries, reconstruct, with_taps
+from fxfactor.recovery.blocks import boundaries, with_taps
+from fxfactor.recovery.reconstruct import reconstruct
 
 
 class Block(nn.Module):

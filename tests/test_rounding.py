@@ -14,13 +14,14 @@ from networks import ResidualNet, randomized
 from torch import Tensor, nn
 
 import fxfactor
-from fxfactor import PreconditionError, rounding, transform
-from fxfactor.fused import fused_quantizers
+from fxfactor import PreconditionError, transform
 from fxfactor.graph import is_quantizer
 from fxfactor.passes import FactorizeDepth, FoldBatchNorm, Quantize
 from fxfactor.pipeline import Pipeline
-from fxfactor.quantizers import get_limit, is_quantized_layer
-from fxfactor.rounding import round_weights
+from fxfactor.quantization.brevitas_layers import get_limit, is_quantized_layer
+from fxfactor.quantization.fused import fused_quantizers
+from fxfactor.recovery import round_weights as rounding
+from fxfactor.recovery.round_weights import round_weights
 
 
 def images(count: int = 32, seed: int = 0) -> Tensor:

@@ -13,13 +13,14 @@ from torch import nn
 
 import fxfactor
 from fxfactor import Budget, LayerPlan, Plan, PreconditionError
-from fxfactor.budget import UNITS
-from fxfactor.candidates import best_plan, candidates, distance, uniform_plan
-from fxfactor.frozen import freeze
-from fxfactor.options import Option, Shape, SiteOptions, sharing, space_of
-from fxfactor.search import BITS, LEVELS
-from fxfactor.sensitivity import measure_errors, rounded
-from fxfactor.solve import solve
+from fxfactor.plan.budget import UNITS
+from fxfactor.planning.integer_program import solve
+from fxfactor.planning.plans import best_plan, candidates, distance, uniform_plan
+from fxfactor.planning.search import BITS, LEVELS
+from fxfactor.planning.sensitivity import measure_errors
+from fxfactor.planning.space import Option, Shape, SiteOptions, sharing, space_of
+from fxfactor.quantization.levels import rounded_weight
+from fxfactor.quantization.plain_copy import freeze
 
 pytest.importorskip("scipy")
 
@@ -155,7 +156,7 @@ def test_kept_sites_stay_whole_and_finn_gets_few_branches() -> None:
 def test_weights_are_rounded_as_brevitas_rounds_them() -> None:
     qmodel = fxfactor.transform(randomized(ResidualNet(16)), level=0, bits=3, example_inputs=torch.randn(1, 3, 16, 16))
     layer = qmodel.get_submodule("block.conv1")
-    torch.testing.assert_close(rounded(layer.weight.detach(), 3), layer.quant_weight().value.detach())
+    torch.testing.assert_close(rounded_weight(layer.weight.detach(), 3), layer.quant_weight().value.detach())
 
 
 def test_errors_fall_with_bits_and_vanish_in_floating_point() -> None:
@@ -186,7 +187,7 @@ def test_the_second_order_predicts_the_loss_of_a_small_change() -> None:
     )
     changed = fxfactor.capture(model, images[0][:1]).eval()
     conv = changed.get_submodule("block.conv1")
-    conv.weight.data = rounded(conv.weight.data, 4)
+    conv.weight.data = rounded_weight(conv.weight.data, 4)
     judged = torch.cat(images)[32:]
     with torch.no_grad():
         p, q = ((net(judged) / 4).log_softmax(1) for net in (graph, changed))

@@ -11,9 +11,10 @@ from torch.fx import GraphModule
 
 import fxfactor
 from fxfactor.errors import PreconditionError
-from fxfactor.factors import split_originals
+from fxfactor.factors.fit_to_outputs import fit_to_outputs
+from fxfactor.factors.lockstep import patches
+from fxfactor.factors.weights import split_originals
 from fxfactor.passes import FactorizeDepth
-from fxfactor.statistics import fit_to_outputs, patches
 
 WIDTH = 16
 

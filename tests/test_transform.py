@@ -12,9 +12,9 @@ from torch import nn
 from torch.fx import GraphModule
 
 from fxfactor import LayerPlan, Plan, PreconditionError, capture, transform
-from fxfactor.capture import ASSUMED
 from fxfactor.graph import check_graph, is_quantizer, placeholders, shape_of, sites
-from fxfactor.quantizers import get_limit
+from fxfactor.graph.capture import ASSUMED
+from fxfactor.quantization.brevitas_layers import get_limit
 
 IMAGES = (2, 3, 16, 16)
 SETTINGS = [(0, None), (1, None), (0, 4), (1, 4), ("depthwise", 2), (1, (3, None)), (1, (None, 5))]

@@ -20,7 +20,7 @@ import fxfactor
 from fxfactor.graph import check_graph, convolutions, sites
 from fxfactor.passes import FactorizeDepth, Quantize
 from fxfactor.pipeline import Pipeline
-from fxfactor.plan import Level, choose_shape
+from fxfactor.plan.ladder import Level, choose_shape
 
 torchvision = pytest.importorskip("torchvision")
 from torchvision import models  # noqa: E402

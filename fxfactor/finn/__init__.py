@@ -10,26 +10,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fxfactor.finn.boards import BOARDS, Resources
     from fxfactor.finn.checking import check
+    from fxfactor.finn.estimation import estimate
     from fxfactor.finn.exact_reference import reference
-    from fxfactor.finn.legalizing import legalize
-    from fxfactor.finn.preparing import Prepared, prepare
-    from fxfactor.finn.report import Estimate, HardwareLayer, Step
+    from fxfactor.finn.preparation import Prepared, prepare
+    from fxfactor.finn.result import Estimate, HardwareLayer, Step
     from fxfactor.finn.rules import Finding
-    from fxfactor.finn.runner import estimate
+    from fxfactor.storage.qonnx import legalize
 
-_HOMES = {
-    "BOARDS": "boards",
-    "Estimate": "report",
-    "Finding": "rules",
-    "HardwareLayer": "report",
-    "Prepared": "preparing",
-    "Resources": "boards",
-    "Step": "report",
-    "check": "checking",
-    "estimate": "runner",
-    "legalize": "legalizing",
-    "prepare": "preparing",
-    "reference": "exact_reference",
+_HOME_OF = {
+    "BOARDS": "finn.boards",
+    "Estimate": "finn.result",
+    "Finding": "finn.rules",
+    "HardwareLayer": "finn.result",
+    "Prepared": "finn.preparation",
+    "Resources": "finn.boards",
+    "Step": "finn.result",
+    "check": "finn.checking",
+    "estimate": "finn.estimation",
+    "legalize": "storage.qonnx",
+    "prepare": "finn.preparation",
+    "reference": "finn.exact_reference",
 }
 
 __all__ = [
@@ -49,8 +49,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"fxfactor.{_HOME_OF[name]}"), name)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from fxfactor.errors import FinnError
-from fxfactor.export import write_qonnx
 from fxfactor.finn import rules
 from fxfactor.finn.integer import interpret
-from fxfactor.finn.loading import load_model
-from fxfactor.finn.naming import record_sites
+from fxfactor.finn.process.load import load_model
 from fxfactor.finn.rules import Finding
+from fxfactor.storage.onnx_names import record_sites
+from fxfactor.storage.qonnx import write_qonnx
 
 if TYPE_CHECKING:
     import onnx
@@ -79,9 +79,9 @@ def _export(model: nn.Module, example_inputs: Any) -> onnx.ModelProto | Finding:
 def _legal(graph: GraphModule, example_inputs: Any) -> tuple[GraphModule, Any]:
     """A graph in normal form as `export` would write it; any other graph as it is."""
     from fxfactor.errors import GraphError
-    from fxfactor.finn.legalizing import legalize
-    from fxfactor.graph import check_graph
-    from fxfactor.pipeline import random_inputs
+    from fxfactor.graph.compare import random_inputs
+    from fxfactor.graph.normal_form import check_graph
+    from fxfactor.storage.qonnx import legalize
 
     try:
         check_graph(graph)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter
 from torch.nn import functional as F
 
-from fxfactor.graph import is_quantizer
-from fxfactor.quantizers import is_quantized_layer, is_signed, quantizer_bits
+from fxfactor.graph.questions import is_quantizer
+from fxfactor.quantization.brevitas_layers import is_quantized_layer, is_signed, quantizer_bits
 
 
 @torch.no_grad()

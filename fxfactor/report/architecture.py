@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import networkx
 from torch.fx import GraphModule, Node
 
-from fxfactor.dataflow import input_quantizer, is_average_pooling, is_join, operation_name
-from fxfactor.graph import layers, module_of, placeholders, shape_of, sites
-from fxfactor.quantizers import bits_of, weight_bits_of
+from fxfactor.graph.dataflow import input_quantizer, is_average_pooling, is_join, operation_name
+from fxfactor.graph.questions import layers, module_of, placeholders, shape_of, sites
+from fxfactor.quantization.brevitas_layers import bits_of, weight_bits_of
 from fxfactor.report.style import INK, new_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
 
 _COLORS = {"dense": "#2f7fc1", "spatial": "#e07b29", "pointwise": "#4f9d69", "linear": "#8a63b8", "join": "#8296ab",
            "pooling": "#8296ab", "input": "#8296ab", "output": "#8296ab"}  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fxfactor.distribution_table import Distribution, Distributions
+from fxfactor.analysis.table import Distribution, Distributions
 
 _MOSTLY = 0.8
 """Share of a layer's error from which on we name the factors, and not the rounding, as its cause."""

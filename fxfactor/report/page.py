@@ -13,14 +13,14 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule
 
-from fxfactor.capture import capture
-from fxfactor.distribution_table import ORIGINAL, Distributions
+from fxfactor.analysis.table import ORIGINAL, Distributions
 from fxfactor.errors import PreconditionError
 from fxfactor.files import write_text
-from fxfactor.report import sections
+from fxfactor.graph.capture import capture
 from fxfactor.report.architecture import architecture
-from fxfactor.report.finn_section import finn_section
 from fxfactor.report.html import document, figure, folded
+from fxfactor.report.sections import network as sections
+from fxfactor.report.sections.finn import finn_section
 from fxfactor.report.style import to_svg
 
 SINGLE = "transformed"
@@ -119,7 +119,7 @@ def _shares(accuracy: Mapping[str, Any], variants: Mapping[str, GraphModule]) ->
 def _architecture(original: nn.Module | None, variants: Mapping[str, GraphModule]) -> str:
     if original is None:
         return ""
-    from fxfactor.distributions import original_of
+    from fxfactor.analysis.distributions import original_of
 
     name, after = list(variants.items())[-1]
     before = original if isinstance(original, GraphModule) else original_of(original, after)

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fxfactor.distribution_table import ORIGINAL, Distribution, Distributions
+from fxfactor.analysis.table import ORIGINAL, Distribution, Distributions
 from fxfactor.errors import PreconditionError
 from fxfactor.report.style import ACCENT, AFTER, BEFORE, label_sites, level_colors, new_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
 
 _COLUMNS = 48
 """Columns of a heat map of channels, however many channels a layer has."""

@@ -15,8 +15,10 @@ from fxfactor.files import new_file
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+
 INK = "#010203"
 """Colour of text and axes. On a page it becomes the page's own text colour; in a PNG it is as good as black."""
+
 BEFORE, AFTER, ACCENT = "#8296ab", "#e07b29", "#2f7fc1"
 _LEVELS = ("#2f9bc1", "#7f6fc9", "#d9483b")
 

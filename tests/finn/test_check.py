@@ -13,7 +13,7 @@ from torch import nn
 
 import fxfactor.finn
 from fxfactor.errors import FinnError
-from fxfactor.finn.loading import load_integers
+from fxfactor.finn.process.load import load_integers
 
 Write = Callable[..., Path]
 

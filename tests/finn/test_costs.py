@@ -12,11 +12,12 @@ from networks import ResidualNet, randomized
 
 import fxfactor
 from fxfactor import Budget, FinnError, Plan, PreconditionError
-from fxfactor.candidates import best_plan
-from fxfactor.finn.costs import Geometry, Target, chains, price, thresholds
-from fxfactor.hardware import HardwareLayers, board_limits, estimate_plan, price_space
-from fxfactor.options import Shape, space_of
-from fxfactor.sensitivity import measure_errors
+from fxfactor.finn.layer_costs import Geometry, chains, price, thresholds
+from fxfactor.finn.target import Target
+from fxfactor.planning.board import HardwareLayers, board_limits, estimate_plan, price_space
+from fxfactor.planning.plans import best_plan
+from fxfactor.planning.sensitivity import measure_errors
+from fxfactor.planning.space import Shape, space_of
 
 CONV = Geometry(16, 32, 1, (8, 8), (3, 3), (1, 1), (1, 1, 1, 1))
 

@@ -15,8 +15,8 @@ from small_networks import REFUSED, TAKEN, build
 from typer.testing import CliRunner
 
 import fxfactor.finn
+from fxfactor.cli.finn import app
 from fxfactor.errors import FinnError
-from fxfactor.finn.cli import app
 
 Write = Callable[..., Path]
 

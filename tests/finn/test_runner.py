@@ -20,7 +20,8 @@ from small_networks import TAKEN, build
 
 import fxfactor.finn
 from fxfactor.errors import FinnError
-from fxfactor.finn import kept_models, process
+from fxfactor.finn.process import cache as kept_models
+from fxfactor.finn.process import start as process
 
 Write = Callable[..., Path]
 

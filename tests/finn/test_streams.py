@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fxfactor.finn.streams import Stream, Window, integer_datatype, make_quantizer, thresholds
+from fxfactor.finn.integer.streams import Stream, Window, integer_datatype, make_quantizer, thresholds
 
 
 def stream(channels: int, low: int, high: int, seed: int, **settings: object) -> Stream:

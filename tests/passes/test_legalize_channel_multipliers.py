@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 import fxfactor
+from fxfactor.graph.compare import relative_difference
 from fxfactor.passes.legalize_channel_multipliers import LegalizeChannelMultipliers
-from fxfactor.pipeline import Pipeline, relative_difference
+from fxfactor.pipeline import Pipeline
 
 
 def net(multiplier: int, bias: bool, stride: int) -> nn.Module:

@@ -46,7 +46,7 @@ def test_exact_and_complete(graph: torch.fx.GraphModule) -> None:
 def test_the_network_in_integers_equals_it(graph: torch.fx.GraphModule, tmp_path: object) -> None:
     from pathlib import Path
 
-    from fxfactor.finn.loading import load_integers
+    from fxfactor.finn.process.load import load_integers
 
     images = torch.randn(16, 3, 16, 14)
     file = Path(str(tmp_path)) / "net.onnx"

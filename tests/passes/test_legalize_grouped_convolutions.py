@@ -11,8 +11,9 @@ from torch import nn
 
 import fxfactor
 from fxfactor.graph import convolutions
+from fxfactor.graph.compare import relative_difference
 from fxfactor.passes.legalize_grouped_convolutions import LegalizeGroupedConvolutions
-from fxfactor.pipeline import Pipeline, relative_difference
+from fxfactor.pipeline import Pipeline
 
 
 def net(groups: int, seed: int) -> tuple[nn.Module, torch.Tensor]:

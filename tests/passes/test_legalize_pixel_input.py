@@ -52,7 +52,7 @@ def test_what_does_not_fit_is_refused(graph: torch.fx.GraphModule) -> None:
 def test_no_float_is_left_in_the_network_in_integers(graph: torch.fx.GraphModule, tmp_path: object) -> None:
     from pathlib import Path
 
-    from fxfactor.finn.loading import load_integers
+    from fxfactor.finn.process.load import load_integers
 
     pixels = torch.randint(0, 256, (16, 3, 12, 10)).float()
     result = LegalizePixelInput(MEAN, STD)(graph).graph

@@ -14,11 +14,11 @@ from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
 from fxfactor import Change, LayerPlan, Plan, PreconditionError, Skip, calibrate, capture
-from fxfactor.dataflow import input_quantizer, is_average_pooling, is_join, tensor_inputs
 from fxfactor.graph import is_quantizer, layers, module_of, sites
+from fxfactor.graph.dataflow import input_quantizer, is_average_pooling, is_join, tensor_inputs
 from fxfactor.passes import FactorizeDepth, Quantize
 from fxfactor.pipeline import Pipeline
-from fxfactor.quantizers import get_limit, is_signed, quantizer_bits
+from fxfactor.quantization.brevitas_layers import get_limit, is_signed, quantizer_bits
 
 IMAGE = (2, 3, 16, 16)
 

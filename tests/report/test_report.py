@@ -17,8 +17,8 @@ from torch.fx import GraphModule
 
 import fxfactor
 from fxfactor import PreconditionError
-from fxfactor.distribution_table import Distributions
-from fxfactor.distributions import distributions
+from fxfactor.analysis.distributions import distributions
+from fxfactor.analysis.table import Distributions
 from fxfactor.report import report
 
 pytest.importorskip("matplotlib")
@@ -209,7 +209,7 @@ def test_on_the_command_line(
     import typer
     from typer.testing import CliRunner
 
-    from fxfactor.report import cli
+    from fxfactor.cli import report as cli
 
     monkeypatch.chdir(tmp_path)
     app = typer.Typer()

@@ -1,5 +1,1 @@
-"""A QONNX file as a network in integers: see `fxfactor.finn.integer.walk`."""
-
-from fxfactor.finn.integer.walk import Interpretation, interpret
-
-__all__ = ["Interpretation", "interpret"]
+"""The network in integers: a QONNX file becomes the graph that FINN takes, exactly."""

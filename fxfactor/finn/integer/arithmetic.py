@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 
 from fxfactor.finn import rules
-from fxfactor.finn.constants import Broken, Value, attributes_of
 from fxfactor.finn.integer.context import Context, Handler
+from fxfactor.finn.integer.onnx_constants import Broken, Value, attributes_of
+from fxfactor.finn.integer.streams import Reals, Stream, integer_datatype
 from fxfactor.finn.integer.values import affine, operand, per_channel, require_quantized
-from fxfactor.finn.streams import Reals, Stream, integer_datatype
 
 SIGMOIDS = ("Sigmoid", "HardSigmoid")
 

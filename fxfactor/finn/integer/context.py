@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 
 import onnx
 
-from fxfactor.finn.builder import GraphBuilder
-from fxfactor.finn.constants import Broken, Value
-from fxfactor.finn.naming import site_of
+from fxfactor.finn.integer.builder import GraphBuilder
+from fxfactor.finn.integer.onnx_constants import Broken, Value
 from fxfactor.finn.rules import Finding
+from fxfactor.storage.onnx_names import site_of
 
 
 class Context:

@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 
 from fxfactor.finn import rules
-from fxfactor.finn.constants import Broken
 from fxfactor.finn.integer.context import Context
+from fxfactor.finn.integer.onnx_constants import Broken
+from fxfactor.finn.integer.streams import Columns, Integers, Stream, Window, integer_datatype
 from fxfactor.finn.integer.values import nothing, require_quantized
-from fxfactor.finn.streams import Columns, Integers, Stream, Window, integer_datatype
 
 
 def multiplied(

@@ -10,7 +10,9 @@ import numpy as np
 import onnx
 
 from fxfactor.finn import rules
-from fxfactor.finn.constants import (
+from fxfactor.finn.integer.context import Context, Handler
+from fxfactor.finn.integer.emitting import multiplied
+from fxfactor.finn.integer.onnx_constants import (
     Broken,
     Value,
     Weights,
@@ -21,10 +23,8 @@ from fxfactor.finn.constants import (
     scale_per_output,
     window_of,
 )
-from fxfactor.finn.integer.context import Context, Handler
-from fxfactor.finn.integer.emitting import multiplied
+from fxfactor.finn.integer.streams import Stream, Window, is_uniform
 from fxfactor.finn.integer.values import biased, requantize_remedy, require_quantized
-from fxfactor.finn.streams import Stream, Window, is_uniform
 
 
 def _convolution(context: Context, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:

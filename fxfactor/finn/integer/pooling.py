@@ -9,12 +9,12 @@ import numpy as np
 import onnx
 
 from fxfactor.finn import rules
-from fxfactor.finn.builder import HARDWARE
-from fxfactor.finn.constants import Broken, Value, attributes_of, depthwise_matrix, window_of
+from fxfactor.finn.integer.builder import HARDWARE
 from fxfactor.finn.integer.context import Context, Handler
 from fxfactor.finn.integer.emitting import flattened, max_pooled, multiplied
+from fxfactor.finn.integer.onnx_constants import Broken, Value, attributes_of, depthwise_matrix, window_of
+from fxfactor.finn.integer.streams import Window, integer_datatype
 from fxfactor.finn.integer.values import operand, require_quantized
-from fxfactor.finn.streams import Window, integer_datatype
 
 
 def _max_pool(context: Context, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:

@@ -9,12 +9,12 @@ import numpy as np
 import onnx
 
 from fxfactor.finn import rules
-from fxfactor.finn.constants import Broken, Value, attributes_of, quantizer_of, reals
-from fxfactor.finn.functions import FUNCTIONS
 from fxfactor.finn.integer.context import Context, Handler
 from fxfactor.finn.integer.emitting import max_pooled
+from fxfactor.finn.integer.functions import FUNCTIONS
+from fxfactor.finn.integer.onnx_constants import Broken, Value, attributes_of, quantizer_of, reals
+from fxfactor.finn.integer.streams import Quantizer, Reals, Stream, integer_datatype, make_quantizer, thresholds
 from fxfactor.finn.integer.values import operand, quantized
-from fxfactor.finn.streams import Quantizer, Reals, Stream, integer_datatype, make_quantizer, thresholds
 
 
 def _function(context: Context, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:

@@ -10,11 +10,11 @@ import numpy as np
 import onnx
 
 from fxfactor.finn import rules
-from fxfactor.finn.constants import Broken, Value, attributes_of
 from fxfactor.finn.integer.context import Context, Handler
 from fxfactor.finn.integer.emitting import flattened
+from fxfactor.finn.integer.onnx_constants import Broken, Value, attributes_of
+from fxfactor.finn.integer.streams import Columns, Stream, integer_datatype
 from fxfactor.finn.integer.values import operand, require_quantized
-from fxfactor.finn.streams import Columns, Stream, integer_datatype
 
 
 def _flatten(context: Context, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:

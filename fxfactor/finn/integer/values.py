@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from fxfactor.finn import rules
-from fxfactor.finn.constants import Broken, Value, Weights
-from fxfactor.finn.streams import Integers, Quantizer, Reals, Stream
+from fxfactor.finn.integer.onnx_constants import Broken, Value, Weights
+from fxfactor.finn.integer.streams import Integers, Quantizer, Reals, Stream
 
 
 def operand(inputs: list[Value]) -> Stream:

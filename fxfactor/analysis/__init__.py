@@ -1,0 +1,1 @@
+"""What a network costs and where it suffers: costs, summary, layer-wise distributions."""

@@ -1,0 +1,1 @@
+"""Explore: every level at every bit width."""

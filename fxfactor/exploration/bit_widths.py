@@ -1,0 +1,92 @@
+"""A quantized network at other bit widths, for evaluation: Brevitas layers are built once for all of them.
+
+Building Brevitas' layers takes longer than running a small network on a thousand images. What they compute is known
+(`fxfactor.frozen`), so networks of other bit widths are made of plain layers with weights rounded to the wanted bits, and
+of quantizers with the range that is best at these bits.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+from fxfactor.analysis.cost import FLOAT_BITS, Cost, cost
+from fxfactor.graph.dataflow import input_quantizer
+from fxfactor.graph.questions import LAYERS, is_quantizer, layers, sites
+from fxfactor.plan.plan import Plan
+from fxfactor.quantization.brevitas_layers import is_signed, quantizer_bits
+from fxfactor.quantization.histogram import Histogram, best_limit
+from fxfactor.quantization.levels import rounded_weight
+from fxfactor.quantization.plain_copy import FixedQuantizer, plain_layer
+
+LEAST_BITS, MOST_BITS = 2, 8
+
+
+class BitWidths:
+    """One network, quantized to the fewest bits and to the most; gives what lies between, for plans of the same groups.
+
+    A quantizer has the most bits that any layer behind it asks for: those that are varied, or fixed ones (8 for the
+    first layer). Two networks are enough to tell: where both have the same bits these are fixed, elsewhere the varied
+    bits hold unless fixed ones are more.
+    """
+
+    def __init__(self, fewest: GraphModule, most: GraphModule) -> None:
+        self.network = most
+        self.least = {name: quantizer_bits(module) for name, module in fewest.named_modules() if is_quantizer(module)}
+        self.quantizers = {name: module for name, module in most.named_modules() if is_quantizer(module)}
+        self.site_of = {str(node.target): name for name, site in sites(most).items() for node in site.nodes}
+        names = {module: name for name, module in self.quantizers.items()}
+        self.reads = {str(node.target): names.get(cast(nn.Module, input_quantizer(node))) for node, _ in layers(most)}
+        self.cost_at_most = cost(most)
+
+    @property
+    def alike(self) -> bool:
+        """Whether both networks have the same quantizers, so that what lies between is known."""
+        return self.least.keys() == self.quantizers.keys()
+
+    def bits(self, quantizer: str, activation_bits: int) -> int:
+        """Bits of a quantizer in the network whose activations have `activation_bits`."""
+        least, most = self.least[quantizer], quantizer_bits(self.quantizers[quantizer])
+        return least if least == most else max(least, activation_bits)
+
+    @torch.no_grad()
+    def frozen(self, plan: Plan, activation_bits: int, histograms: Mapping[str, Histogram]) -> GraphModule:
+        """The network for evaluation, as `freeze` gives it of the network quantized by `plan` with ranges by `histograms`.
+
+        plan: same groups as this network, any weight bits, the same `activation_bits` everywhere but at its ends.
+        """
+        replaced: dict[int, Any] = {}
+        for name, module in self.network.named_modules():
+            if is_quantizer(module):
+                replaced[id(module)] = _rounding(module, self.bits(name, activation_bits), histograms[name])
+            elif isinstance(module, LAYERS) and name in self.site_of:
+                bits = plan.layers[self.site_of[name]].weight_bits
+                replaced[id(module)] = plain_layer(
+                    module, rounded_weight(cast(Any, module).weight.detach(), bits, module)
+                )
+        return copy.deepcopy(self.network, replaced).eval().requires_grad_(False)
+
+    def cost(self, plan: Plan, activation_bits: int) -> Cost:
+        """What the network of `frozen` costs when it is quantized, as `fxfactor.cost` counts it."""
+        found, total = [], 0
+        for layer in self.cost_at_most.layers:
+            bits = plan.layers[self.site_of[layer.path]].weight_bits or FLOAT_BITS
+            reads = self.reads[layer.path]
+            activation = layer.activation_bits if reads is None else self.bits(reads, activation_bits)
+            found.append(replace(layer, weight_bits=bits, activation_bits=activation))
+            total += cast(Any, self.network.get_submodule(layer.path)).weight.numel() * bits
+        return Cost(tuple(found), self.cost_at_most.parameters, total)
+
+
+def _rounding(quantizer: nn.Module, bits: int, histogram: Histogram) -> FixedQuantizer:
+    signed = is_signed(quantizer)
+    limit, at_most = best_limit(histogram, bits, signed), getattr(quantizer, "at_most", None)
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    reach = torch.tensor(limit if at_most is None else min(limit, at_most), dtype=torch.float32)
+    return FixedQuantizer(reach / (2 ** (bits - 1) if signed else high), low, high)

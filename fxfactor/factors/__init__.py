@@ -1,0 +1,1 @@
+"""A weight, and the statistics of what passes through it, become two factors."""

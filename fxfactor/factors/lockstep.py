@@ -1,0 +1,96 @@
+"""A graph on several batches at once, advanced from node to node, and the moments of what passes there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+from torch.nn import functional as F
+
+from fxfactor.factors.least_squares import PatchMoments
+from fxfactor.graph.questions import Convolution, placeholders
+
+_PATCH_BYTES = 1 << 26
+"""Patches laid out at a time, at most (but those of one image in any case)."""
+
+
+def moments_of(inputs: Tensor, outputs: Tensor, conv: Convolution) -> Iterator[PatchMoments]:
+    """The moments of a batch of inputs and the outputs wanted for them, a few images at a time."""
+    positions = outputs[0, 0].numel()
+    bytes_per_image = conv.weight[0].numel() * conv.groups * positions * inputs.element_size()
+    size = max(1, _PATCH_BYTES // bytes_per_image)
+    for x, y in zip(inputs.split(size), outputs.split(size), strict=True):
+        yield _moments_of(patches(x, conv), y.transpose(0, 1).reshape(conv.groups, y.shape[1] // conv.groups, -1))
+
+
+def _moments_of(x: Tensor, y: Tensor) -> PatchMoments:
+    """Moments of x (original_groups, d, positions) and y (original_groups, outputs, positions).
+
+    Products are in the activations' own type: they are of one part of the images and centred, so nothing cancels.
+    """
+    count = x.shape[-1]
+    x_mean, y_mean = x.mean(-1, dtype=torch.float64), y.mean(-1, dtype=torch.float64)
+    x = x - x_mean[..., None].to(x.dtype)
+    y = y - y_mean[..., None].to(y.dtype)
+    return PatchMoments(
+        count,
+        x_mean,
+        y_mean,
+        inputs=(x @ x.mT).double() / count,
+        cross=(y @ x.mT).double() / count,
+        outputs=y.double().square().mean(-1),
+    )
+
+
+def patches(x: Tensor, conv: Convolution) -> Tensor:
+    """What the kernel of `conv` meets at every output position: (groups, C_in/groups · ∏kernel, N · positions)."""
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    x = F.pad(x, cast(Any, conv)._reversed_padding_repeated_twice, mode=mode)
+    for axis, (kernel, stride, dilation) in enumerate(zip(conv.kernel_size, conv.stride, conv.dilation, strict=True)):
+        x = x.unfold(2 + axis, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
+    axes = len(conv.kernel_size)
+    kernels, positions = range(2 + axes, 2 + 2 * axes), range(2, 2 + axes)
+    return x.permute(1, *kernels, 0, *positions).reshape(conv.groups, conv.weight[0].numel(), -1)
+
+
+class Lockstep:
+    """A graph in evaluation on several batches at once, each of them advanced from node to node as asked for."""
+
+    def __init__(self, graph: GraphModule, images: list[Tensor], memory_limit: int) -> None:
+        parameter = next(graph.parameters())
+        self.images = [batch.to(parameter) for batch in images]
+        self.memory_limit = memory_limit
+        self.interpreter = Interpreter(graph)
+        self.input = placeholders(graph)[0]
+        self.nodes = list(graph.graph.nodes)
+        self.index = {node: index for index, node in enumerate(self.nodes)}
+        self.live: list[dict[Node, Any]] = [{} for _ in images]
+        self.position = [0] * len(images)
+        self.bytes = [0] * len(images)
+
+    def input_of(self, batch: int, node: Node) -> Tensor:
+        """What enters `node`, with all nodes before it as they are now."""
+        return cast(Tensor, self._run(batch, self.index[node])[node.all_input_nodes[0]])
+
+    def output_of(self, batch: int, node: Node) -> Tensor:
+        """What `node` computes."""
+        return cast(Tensor, self._run(batch, self.index[node] + 1)[node])
+
+    def _run(self, batch: int, stop: int) -> dict[Node, Any]:
+        """Advance to `stop` and give what is alive there; keep it for the next time where memory allows."""
+        values = self.live[batch] or {self.input: self.images[batch]}
+        self.interpreter.env = values
+        for node in self.nodes[self.position[batch] : stop]:
+            if node.op != "placeholder":
+                values[node] = self.interpreter.run_node(node)
+            for source in node.all_input_nodes:
+                if all(self.index[user] <= self.index[node] for user in source.users):
+                    values.pop(source, None)
+        used = sum(value.nbytes for value in values.values() if isinstance(value, Tensor))
+        keep = sum(self.bytes) - self.bytes[batch] + used <= self.memory_limit
+        self.live[batch], self.position[batch] = (values, stop) if keep else ({}, 0)
+        self.bytes[batch] = used if keep else 0
+        return values

@@ -1,0 +1,261 @@
+"""Estimates: the network in integers goes to FINN's worker, and what that sends is put together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.fx import GraphModule
+
+from fxfactor.errors import FinnError
+from fxfactor.finn.boards import BOARDS, Resources
+from fxfactor.finn.integer.execute import execute
+from fxfactor.finn.process.cache import default_cache, publish, sweep
+from fxfactor.finn.process.load import IntegerNetwork, load_images, load_integers
+from fxfactor.finn.process.start import events, explain
+from fxfactor.finn.process.worker import VERSION
+from fxfactor.finn.result import Estimate, HardwareLayer, Step
+from fxfactor.finn.target import Target
+from fxfactor.storage.qonnx import export
+
+FORMAT = 1
+"""Part of the cache key: raise it when the worker's steps change."""
+
+Progress = Callable[[str], None]
+
+
+def estimate(
+    file: str | Path,
+    board: str = "ZCU104",
+    target_fps: int = 1000,
+    clock_ns: float = 5.0,
+    *,
+    verify: Any = None,
+    images_per_step: int = 1,
+    tolerance: float = 1e-5,
+    python: str | Path | None = None,
+    timeout_s: float = 3600.0,
+    cache: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Estimate:
+    """What `file`, a QONNX network, costs on `board` for `target_fps` frames per second, as FINN estimates it.
+
+    Before: a file that `fxfactor.export(qmodel, file, target="finn")` wrote. After: look-up tables, block RAMs, DSPs,
+    UltraRAMs, cycles and frames per second, per layer and in total. The network is turned into integers here
+    (`fxfactor.finn.integer`), then FINN's steps run in another process: conversion to hardware layers, bit widths,
+    partition, specialisation for the board, folding, reports. No Vivado is needed and nothing is synthesised, so the
+    figures are FINN's analytic lower bounds.
+
+    `verify=(images, outputs)`, or an .npz file with "x" and "y": the network in integers is compared with these outputs of
+    PyTorch on all images (largest difference / largest output at most `tolerance`). FINN's graph is then executed after
+    every step on `images_per_step` of them, and at the end on all; the integers must be the same. Give the outputs of
+    `fxfactor.finn.reference(qmodel, images)`: in float32 the order of a sum can tip a value that lies next to a rounding
+    threshold. Without `verify` one random image is executed at the end.
+
+    `clock_ns` is the clock period in nanoseconds. `python` is the interpreter of an environment with finn-plus, this one
+    if not given. Models are kept in `cache`, so that another target or clock on the same board repeats only folding.
+
+    Raises FinnError where a rule is broken, FINN is missing or of another version, a step fails or changes the result,
+    `timeout_s` seconds pass, or the process dies. Nothing is left behind then.
+    """
+    request = {"board": board, "target_fps": target_fps, "clock_ns": clock_ns, "tolerance": tolerance}
+    job = Job(Path(file), request, board, verify, images_per_step, python, timeout_s, cache, progress)
+    with job.folder() as folder:
+        return job.run(folder).estimate()
+
+
+@dataclass
+class Outcome:
+    """What the worker sent, put together."""
+
+    job: Job
+    network: IntegerNetwork
+    steps: list[Step] = field(default_factory=list)
+    software: tuple[str, ...] = ()
+    floating: tuple[str, ...] = ()
+    reports: dict[str, Any] = field(default_factory=dict)
+    generated: dict[str, str] | None = None
+    seconds: float = 0.0
+
+    def estimate(self) -> Estimate:
+        """The result of `fxfactor.finn.estimate`."""
+        reports, request = self.reports["reports"], self.job.request
+        layers = _layers(self.reports, self.network)
+        total = sum((layer.resources for layer in layers), Resources(0, 0, 0, 0))
+        performance = reports["estimate_network_performance"]
+        return Estimate(
+            board=self.job.board,
+            part=self.reports["part"],
+            clock_ns=request["clock_ns"],
+            target_fps=request["target_fps"],
+            layers=layers,
+            total=total,
+            available=BOARDS.get(self.job.board),
+            fps=performance["estimated_throughput_fps"],
+            latency_ms=performance["estimated_latency_ns"] / 1e6,
+            software=self.software,
+            floating=self.floating,
+            steps=tuple(self.steps),
+            seconds=self.seconds,
+        )
+
+
+@dataclass
+class Job:
+    """One run of the worker on one file."""
+
+    file: Path
+    request: dict[str, Any]
+    board: str
+    verify: Any = None
+    images_per_step: int = 1
+    python: str | Path | None = None
+    timeout_s: float = 3600.0
+    cache: str | Path | None = None
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        clock_ns, target_fps = self.request["clock_ns"], self.request["target_fps"]
+        if not clock_ns > 0 or not target_fps > 0:
+            raise FinnError(f"required: clock_ns > 0 and target_fps > 0; found: {clock_ns} and {target_fps}")
+        if self.board not in BOARDS:
+            raise FinnError(
+                f"required: a board that FINN knows; found: {self.board!r}; choose from {', '.join(BOARDS)}"
+            )
+
+    @property
+    def store(self) -> Path:
+        """The cache folder."""
+        return (default_cache() if self.cache is None else Path(self.cache)).absolute()
+
+    def folder(self) -> tempfile.TemporaryDirectory[str]:
+        """A folder for this run, beside the cached models so that a finished one is moved there in one step."""
+        self.store.mkdir(parents=True, exist_ok=True)
+        sweep(self.store)
+        return tempfile.TemporaryDirectory(prefix=f".run-{os.getpid()}-", dir=self.store)
+
+    def run(self, name: str) -> Outcome:
+        """Interpret the file, run the worker in folder `name`, and put together what it sends."""
+        import onnx
+
+        started, folder = time.monotonic(), Path(name)
+        network = load_integers(self.file)
+        onnx.save(network.model, str(folder / "integers.onnx"))
+        request = {**self.request, "folder": name, "model": str(folder / "integers.onnx")}
+        request.update(images=str(folder / "images.npz"), images_per_step=self.images_per_step if self.verify else 0)
+        compared = self._write_images(folder / "images.npz", network)
+        kept = self.store / self._key(network)
+        if kept.is_dir():
+            os.utime(kept)
+            request["cached"] = str(kept)
+        request["keep"] = str(kept)
+        (folder / "request.json").write_text(json.dumps(request))
+        outcome = Outcome(self, network, [compared])
+        for event in events(folder, self.python, self.timeout_s):
+            self._receive(event, outcome, kept)
+        outcome.seconds = time.monotonic() - started
+        return outcome
+
+    def _write_images(self, path: Path, network: IntegerNetwork) -> Step:
+        """Integer images and the integers that have to come out; compares those with PyTorch's outputs, if given."""
+        note, started = network.notes["input"], time.monotonic()
+        if self.verify is None:
+            random = np.random.default_rng(0).integers(note["lowest"], note["highest"] + 1, note["shape"])
+            integers = np.moveaxis(random, 1, -1).astype(np.float32)
+            np.savez(path, inputs=integers, outputs=execute(network.model, integers))
+            return Step("compare with PyTorch", 0.0)
+        images, expected = load_images(self.verify)
+        if list(images.shape[1:]) != note["shape"][1:]:
+            raise FinnError(f"required: images of shape (N, *{note['shape'][1:]}); found: {images.shape}; see verify=")
+        integers = network.to_integers(images)
+        outputs = execute(network.model, integers)
+        np.savez(path, inputs=integers, outputs=outputs)
+        found = network.from_integers(outputs).reshape(len(images), -1)
+        expected = expected.reshape(len(images), -1)
+        if found.shape != expected.shape:
+            raise FinnError(f"required: outputs of shape {found.shape}; found: {expected.shape}; see verify=")
+        difference = float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-30))
+        argmax = float((found.argmax(1) == expected.argmax(1)).mean())
+        if not difference <= self.request["tolerance"]:
+            raise FinnError(
+                f"the network in integers differs from the outputs given by {difference:.2g} of the largest on "
+                f"{len(images)} images (equal argmax on {argmax:.0%}); required: at most {self.request['tolerance']:g}; "
+                "compute the outputs of this network with fxfactor.finn.reference(qmodel, images) (float32 sums tip values "
+                "that lie next to a rounding threshold), then report it as a defect of fxfactor"
+            )
+        return Step("compare with PyTorch", 0.0, len(images), time.monotonic() - started, difference, argmax)
+
+    def _key(self, network: IntegerNetwork) -> str:
+        digest = hashlib.sha256(network.model.SerializeToString(deterministic=True))
+        digest.update(f"{FORMAT} {VERSION} {self.board} {self.python or sys.executable}".encode())
+        return digest.hexdigest()[:32]
+
+    def _receive(self, event: dict[str, Any], outcome: Outcome, kept: Path) -> None:
+        kind = event["event"]
+        if kind == "begin" and self.progress is not None:
+            self.progress(event["step"])
+        elif kind == "end":
+            outcome.steps.append(
+                Step(event["step"], event["seconds"], event.get("images", 0), event.get("check_seconds", 0.0))
+            )
+        elif kind == "partition":
+            outcome.software, outcome.floating = tuple(event["software"]), tuple(event["floating"])
+        elif kind == "keep":
+            (Path(event["folder"]) / "partition.json").write_text(
+                json.dumps({"software": outcome.software, "floating": outcome.floating})
+            )
+            publish(Path(event["folder"]), kept)
+        elif kind == "reports":
+            outcome.reports = event
+            if not any(step.name == "step_create_dataflow_partition" for step in outcome.steps):
+                partition = json.loads((kept / "partition.json").read_text())
+                outcome.software, outcome.floating = tuple(partition["software"]), tuple(partition["floating"])
+        elif kind == "generated":
+            outcome.generated = event["folders"]
+        elif kind == "stop":
+            raise FinnError(explain(event))
+
+
+def _layers(reports: dict[str, Any], network: IntegerNetwork) -> tuple[HardwareLayer, ...]:
+    cycles = reports["reports"]["estimate_layer_cycles"]
+    resources = reports["reports"]["estimate_layer_resources"]
+    tensors: dict[str, list[str]] = reports["tensors"]
+    reader = {name: tensors[node][0] for node, names in tensors.items() for name in names[1:]}
+    graph = network.model.graph
+    known = {value.name for value in (*graph.value_info, *graph.output)}
+    layers = []
+    for node, used in resources.items():
+        if node == "total":
+            continue
+        found = Resources(round(used["LUT"]), round(used["BRAM_18K"]), round(used["DSP"]), round(used["URAM"]))
+        # FINN renames the last tensor and gives new names to those it adds: the next tensor tells what they belong to
+        output, *inputs = tensors[node]
+        candidates = (output, reader.get(output, graph.output[0].name), *inputs)
+        site = _plain(next((name for name in candidates if name in known), graph.output[0].name))
+        layers.append(HardwareLayer(node, reports["kinds"][node], site, int(cycles.get(node, 0)), found))
+    return tuple(layers)
+
+
+def _plain(tensor: str) -> str:
+    """The site in a tensor's name: the builder adds suffixes for what a module is made of, and numbers."""
+    for suffix in (".windows", ".flat", ".sign"):
+        tensor = tensor.removesuffix(suffix)
+    return tensor.partition("#")[0]
+
+
+def estimate_network(qmodel: GraphModule, example: Tensor, target: Target) -> Estimate:
+    """FINN's estimates of a quantized network, nothing kept. Raises FxfactorError where FINN does not take it."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "network.onnx"
+        export(qmodel, file, target="finn", example_inputs=example)
+        return estimate(file, target.board, target.target_fps, target.clock_ns, python=target.python, cache=folder)

@@ -1,0 +1,182 @@
+"""From a QONNX file to the network in integers: one walk in the order of execution, in place of FINN's streamlining.
+
+FINN's own streamlining moves scales and biases through the graph by rewriting it, one node at a time, until nothing
+changes; which rewrites in which order depends on the topology, and some corrupt the graph where it forks. Here every
+tensor is interpreted instead (see `fxfactor.finn.streams`): a convolution multiplies scales, a batch norm is another
+scale and offset, a quantizer is thresholds. The walk is linear in the size of the network, handles forks, joins, splits
+and concatenations alike, and where a tensor cannot be interpreted it knows which rule is broken and where.
+
+Beyond FINN's own flow this takes: any activation function that never falls before a quantizer (it is absorbed into the
+thresholds), average pooling (a depthwise convolution of ones), concatenations of branches with scales of their own,
+quantized biases, and rounding down or up.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from fxfactor.finn import rules
+from fxfactor.finn.integer import arithmetic, layers, pooling, quantizing, shapes
+from fxfactor.finn.integer.builder import positions
+from fxfactor.finn.integer.context import Context, Handler
+from fxfactor.finn.integer.onnx_constants import Broken, Value, fold, quantizer_of
+from fxfactor.finn.integer.streams import Stream
+from fxfactor.finn.integer.values import nothing, quantized, require_quantized
+from fxfactor.finn.rules import Finding
+
+QUANTIZERS = ("Quant", "IntQuant", "BipolarQuant")
+
+HANDLERS: dict[str, Handler] = {
+    **layers.HANDLERS,
+    **arithmetic.HANDLERS,
+    **quantizing.HANDLERS,
+    **pooling.HANDLERS,
+    **shapes.HANDLERS,
+}
+"""ONNX operation -> how the walk interprets it."""
+
+
+@dataclass(frozen=True)
+class Interpretation:
+    """The network in integers, or why there is none: `model` is None where a finding blocks."""
+
+    model: onnx.ModelProto | None
+    findings: tuple[Finding, ...]
+
+
+def interpret(model: onnx.ModelProto) -> Interpretation:
+    """Turn a QONNX model into the network in integers, or say which rules it breaks (all of them, not only the first)."""
+    return _Interpreter(model.graph).run()
+
+
+class _Interpreter:
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self.graph = graph
+        self.context = Context(graph)
+        self.values: dict[str, Value] = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        self.uses = Counter(name for node in graph.node for name in node.input if name)
+        self.uses.update(output.name for output in graph.output)
+        self.notes: dict[str, Any] = {}
+        inputs = [value for value in graph.input if value.name not in self.values]
+        self.input = inputs[0] if inputs else None
+        self.is_single = len(inputs) == 1 and len(graph.output) == 1
+
+    # ---- the walk ----
+
+    def run(self) -> Interpretation:
+        if not self.is_single:
+            found = f"{len(self.graph.input)} inputs, {len(self.graph.output)} outputs"
+            self.context.report(
+                "network", Broken(rules.ONE_OUTPUT, found, "export a network with one input and one output")
+            )
+            return Interpretation(None, tuple(self.context.findings))
+        for node in self.graph.node:
+            self._visit(node)
+        output = self.values.get(self.graph.output[0].name)
+        if not any(finding.blocks for finding in self.context.findings):
+            try:
+                return Interpretation(self._finish(output), tuple(self.context.findings))
+            except Broken as broken:
+                self.context.report("output", broken)
+        return Interpretation(None, tuple(self.context.findings))
+
+    def _visit(self, node: onnx.NodeProto) -> None:
+        inputs = [self.values.get(name) if name else None for name in node.input]
+        known = all(value is not None or not name for value, name in zip(inputs, node.input, strict=True))
+        try:
+            if self.input is not None and self.input.name in node.input:
+                outputs: Iterable[Value] = (self._read_input(node, inputs),)
+            elif known and not any(isinstance(value, Stream) for value in inputs):
+                outputs = fold(node, inputs)
+            elif known:
+                outputs = HANDLERS.get(node.op_type, _unsupported)(self.context, node, inputs)
+            elif node.op_type in QUANTIZERS and not isinstance(inputs[0], Stream):
+                outputs = (self._restart(node, inputs),)
+            else:
+                outputs = [None] * len(node.output)
+        except Broken as broken:
+            self.context.report(self.context.site(node), broken)
+            outputs = [None] * len(node.output)
+        self.values.update((name, self._shared(name, value)) for name, value in zip(node.output, outputs, strict=False))
+
+    def _shared(self, name: str, value: Value) -> Value:
+        """Where a tensor forks, the signs of the weights behind it are no longer one branch's to change."""
+        if isinstance(value, Stream) and value.columns is not None and self.uses[name] > 1:
+            return replace(value, columns=None)
+        return value
+
+    def _restart(self, node: onnx.NodeProto, inputs: list[Value]) -> Value:
+        """After a broken rule: a quantizer says again what its output is, so that later rules are looked at too."""
+        shape = self._declared_shape(node.output[0])
+        if shape is None or any(not isinstance(value, np.ndarray) for value in inputs[1:]):
+            return None
+        quantizer = quantizer_of(node, inputs[1:], shape[0])
+        name = f"after finding {len(self.context.findings)}"
+        self.context.builder.shapes[name], self.context.builder.datatypes[name] = positions(shape), quantizer.datatype
+        return quantized(Stream(name, shape, "INT8", *nothing(shape[0])), quantizer, name)
+
+    def _declared_shape(self, tensor: str) -> tuple[int, ...] | None:
+        for value in self.graph.value_info:
+            if value.name == tensor:
+                shape = tuple(size.dim_value for size in value.type.tensor_type.shape.dim)
+                return shape[1:] if len(shape) in (2, 4) and all(shape) else None
+        return None
+
+    # ---- ends ----
+
+    def _read_input(self, node: onnx.NodeProto, inputs: list[Value]) -> Value:
+        assert self.input is not None
+        shape = tuple(size.dim_value for size in self.input.type.tensor_type.shape.dim)
+        if not all(shape) or shape[0] != 1 or len(shape) not in (2, 4):
+            raise Broken(rules.SHAPES, f"input shape {shape}", "export with example inputs of shape (1, C, H, W)")
+        if node.op_type not in QUANTIZERS or not all(isinstance(value, np.ndarray) for value in inputs[1:]):
+            remedy = (
+                "start the network with a QuantIdentity (fxfactor.transform does), or with pixel input for uint8 images"
+            )
+            raise Broken(rules.INPUT, f"{node.op_type} on the network's input", remedy)
+        quantizer = quantizer_of(node, inputs[1:], shape[1])
+        if len(quantizer.scale) != 1:
+            raise Broken(rules.INPUT, f"{len(quantizer.scale)} scales", "use one scale for the whole input")
+        if "global_in" in self.context.builder.shapes:
+            raise Broken(rules.INPUT, "two quantizers on the input", "quantize the input once and use the result twice")
+        tensor = self.context.builder.input(shape[1:], quantizer.datatype)
+        self.notes["input"] = {
+            "scale": float(quantizer.scale[0]),
+            "lowest": quantizer.lowest,
+            "highest": quantizer.highest,
+            "rounding": quantizer.rounding,
+            "datatype": quantizer.datatype,
+            "shape": list(shape),
+        }
+        return quantized(Stream(tensor, shape[1:], quantizer.datatype, *nothing(shape[1])), quantizer, tensor)
+
+    def _finish(self, output: Value) -> onnx.ModelProto:
+        if not isinstance(output, Stream):
+            raise Broken(rules.ONE_OUTPUT, "an output that does not depend on the input", "return the logits")
+        require_quantized(output, "end in linear logits, or quantize the output")
+        if output.tensor == "global_in":
+            raise Broken(rules.OPERATION, "a network of quantizers only", "give a network with layers")
+        last = self.context.builder.nodes[-1]
+        if last.op_type == "Flatten" and last.output[0] == output.tensor and output.order is None:
+            self.context.builder.nodes.pop()  # FINN would leave it in software; (1, 1, 1, C) holds the same
+            del self.context.builder.shapes[output.tensor], self.context.builder.datatypes[output.tensor]
+            output = replace(output, tensor=last.input[0])
+        self.notes["output"] = {
+            "scale": output.scale.tolist(),
+            "offset": output.offset.tolist(),
+            "shape": [1, *output.shape],
+            "order": None if output.order is None else output.order.tolist(),
+        }
+        return self.context.builder.finish(output.tensor, self.notes)
+
+
+def _unsupported(context: Context, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:
+    remedy = rules.REMEDIES.get(node.op_type, "replace it by convolutions, ReLU, pooling and additions")
+    raise Broken(rules.OPERATION, node.op_type, remedy)

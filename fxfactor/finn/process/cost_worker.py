@@ -1,0 +1,108 @@
+"""Asks FINN what single hardware layers cost; a script of its own, started by `fxfactor.finn.costs`.
+
+It needs finn-plus and nothing of fxfactor, so that it can run in another environment. It reads a request and writes a
+response, both JSON files. The layers stand in one model without a network around them: FINN chooses HLS or RTL for each,
+folds it to the target, and its cost functions are called.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+DOMAIN = "finn.custom_op.fpgadataflow"
+
+
+def load_worker() -> Any:
+    """The module worker.py, which lies beside this file."""
+    spec = spec_from_file_location("finn_worker", Path(__file__).with_name("worker.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def build(chains: list[Any], part: str) -> tuple[Any, list[list[Any]]]:
+    """One model with all chains of layers, specialised for the part, and the nodes of each chain."""
+    import numpy as np
+    from finn.transformation.fpgadataflow.specialize_layers import _determine_impl_style
+    from onnx import helper, numpy_helper
+    from qonnx.core.modelwrapper import ModelWrapper
+
+    # as Brevitas' weights are, in narrow range: -7 … 7 in 4 bits. FINN asks only for the least of them
+    least = {bits: np.full((1, 1), 1 - 2 ** (bits - 1), np.float32) for bits in range(2, 33)}
+    weights = [numpy_helper.from_array(value, f"weights{bits}") for bits, value in least.items()]
+    model = ModelWrapper(helper.make_model(helper.make_graph([], "layers", [], [], initializer=weights)))
+    nodes = []
+    for index, chain in enumerate(chains):
+        members = []
+        for position, (kind, attributes) in enumerate(chain):
+            inputs = [f"{index}.{position}"]
+            if "weightDataType" in attributes:
+                inputs.append(f"weights{attributes['weightDataType'].lstrip('UINT')}")
+            node = helper.make_node(
+                kind, inputs, [f"{index}.{position + 1}"], domain=DOMAIN, backend="fpgadataflow", **attributes
+            )
+            style = _determine_impl_style(node, part, model)
+            node.op_type, node.domain = f"{kind}_{style}", f"{DOMAIN}.{style}"
+            members.append(node)
+        nodes.append(members)
+    model.graph.node.extend(node for members in nodes for node in members)
+    placed = iter(model.graph.node)
+    return model, [[next(placed) for _ in members] for members in nodes]
+
+
+def price(request: dict[str, Any]) -> list[dict[str, int]]:
+    """LUTs, 18 kbit block RAMs, DSPs and cycles per frame of every chain, the cycles of its slowest layer."""
+    from finn.builder.build_dataflow_config import DataflowBuildConfig
+    from finn.transformation.fpgadataflow.set_folding import SetFolding
+    from qonnx.custom_op.registry import getCustomOp
+
+    config = DataflowBuildConfig(
+        output_dir=request["folder"],
+        board=request["board"],
+        synth_clk_period_ns=request["clock_ns"],
+        target_fps=request["target_fps"],
+        generate_outputs=[],
+    )
+    part = config._resolve_fpga_part()
+    model, chains = build(request["chains"], part)
+    model.transform = lambda *_: model  # SetFolding tidies up behind itself, which takes minutes on 2,000 loose layers
+    SetFolding(
+        config._resolve_cycles_per_frame(), mvau_wwidth_max=config.mvau_wwidth_max, two_pass_relaxation=False
+    ).apply(model)
+    prices = []
+    for members in chains:
+        layers: list[Any] = [getCustomOp(node) for node in members]
+        prices.append(
+            {
+                "lut": sum(round(layer.lut_estimation(part)) for layer in layers),
+                "bram": sum(round(layer.bram_estimation(part)) for layer in layers),
+                "dsp": sum(round(layer.dsp_estimation(part)) for layer in layers),
+                "cycles": max(int(layer.get_exp_cycles()) for layer in layers),
+            }
+        )
+    return prices
+
+
+def main(arguments: list[str]) -> int:
+    """`cost_worker.py REQUEST RESPONSE`: the response holds prices, or how FINN is missing."""
+    worker = load_worker()
+    request, response = json.loads(Path(arguments[0]).read_text()), Path(arguments[1])
+    try:
+        worker.require_finn()
+    except worker.Stop as stop:
+        response.write_text(json.dumps({"stop": stop.event}))
+        return 0
+    worker.use_fast_lookups()
+    response.write_text(json.dumps({"prices": price(request)}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # this folder: its module names must not stand in for others
+    sys.exit(main(sys.argv[1:]))

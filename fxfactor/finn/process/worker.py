@@ -1,0 +1,275 @@
+"""Runs FINN's build steps on a network in integers; a script of its own, started by `fxfactor.finn.runner`.
+
+It needs finn-plus and what finn-plus needs, nothing of fxfactor, so that it can run in another environment. It reads a
+request (JSON file), writes what happens as JSON lines to a file descriptor, and leaves nothing behind outside of the
+folder that the request names. FINN's own printing goes to the log that the runner keeps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+VERSION = "1.6.1"
+"""The release of finn-plus whose steps this was written for and tried with."""
+
+STEPS_TO_PARTITION = ("step_convert_to_hw", "step_minimize_bit_width_initial", "step_create_dataflow_partition")
+STEPS_TO_BOARD = ("step_specialize_layers",)
+STEPS_TO_FOLDING = ("step_target_fps_parallelization", "step_apply_folding_config", "step_minimize_bit_width")
+REPORTS = ("estimate_layer_cycles", "estimate_layer_resources", "estimate_network_performance")
+
+
+class Stop(Exception):
+    """Ends the run with an event that says why."""
+
+    def __init__(self, kind: str, **facts: Any) -> None:
+        super().__init__(kind)
+        self.event = {"event": "stop", "kind": kind, **facts}
+
+
+class Channel:
+    """Writes events as JSON lines to the file descriptor that the runner reads."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.file = os.fdopen(descriptor, "w", buffering=1)
+
+    def send(self, event: dict[str, Any]) -> None:
+        """One event, at once; ends the process quietly where the runner has gone."""
+        try:
+            self.file.write(json.dumps(event) + "\n")
+        except BrokenPipeError:
+            os._exit(1)
+
+
+def require_finn() -> None:
+    """Import FINN without Vivado. Raises Stop where it is missing or another release."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        found = version("finn-plus")
+    except PackageNotFoundError as error:
+        raise Stop("missing", found="no package finn-plus") from error
+    if found != VERSION:
+        raise Stop("version", found=found)
+    # The path is only read for the version in it; nothing of Vivado is run.
+    os.environ.setdefault("XILINX_VIVADO", "/nonexistent/Vivado/2024.2")
+    try:
+        import finn.xsi
+
+        finn.xsi.SimEngine = object  # looked up on import, and it insists on a Vivado simulator
+        import finn.builder.build_dataflow_steps
+    except ModuleNotFoundError as error:
+        raise Stop("missing", found=f"no module {error.name}") from error
+
+
+def use_fast_lookups() -> None:
+    """Load fast_lookups.py, which lies beside this file, by its path: this process need not have fxfactor."""
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    spec = spec_from_file_location("fast_lookups", Path(__file__).with_name("fast_lookups.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.use_fast_lookups()
+
+
+class Run:
+    """One request: the model on its way through the steps, and the check after each of them."""
+
+    def __init__(self, request: dict[str, Any], channel: Channel) -> None:
+        import numpy as np
+
+        self.request, self.channel = request, channel
+        self.folder = Path(request["folder"])
+        self.parent: Path | None = None
+        with np.load(request["images"]) as arrays:
+            self.images, self.reference = arrays["inputs"], arrays["outputs"]
+
+    def config(self) -> Any:
+        """FINN's build configuration for this request."""
+        from finn.builder.build_dataflow_config import DataflowBuildConfig, DataflowOutputType, ShellFlowType
+
+        request = self.request
+        return DataflowBuildConfig(
+            output_dir=str(self.folder / "out"),
+            board=request.get("board"),
+            fpga_part=request.get("part"),
+            synth_clk_period_ns=request["clock_ns"],
+            target_fps=request["target_fps"],
+            folding_config_file=request.get("folding"),
+            shell_flow_type=ShellFlowType.VIVADO_ZYNQ,
+            generate_outputs=[DataflowOutputType.ESTIMATE_REPORTS],
+            standalone_thresholds=True,
+        )
+
+    def run(self) -> None:
+        """All steps, from the furthest cached model on."""
+        from qonnx.core.modelwrapper import ModelWrapper
+
+        config = self.config()
+        (self.folder / "out" / "intermediate_models").mkdir(parents=True, exist_ok=True)
+        cached = self.request.get("cached")
+        if cached is None:
+            model = ModelWrapper(self.request["model"])
+            self.check("integers", model)
+            for step in STEPS_TO_PARTITION:
+                model = self.step(step, model, config)
+            self.look_at_partition(model)
+            for step in STEPS_TO_BOARD:
+                model = self.step(step, model, config)
+            self.keep(model)
+        else:
+            model, self.parent = ModelWrapper(f"{cached}/board.onnx"), Path(cached) / "parent.onnx"
+            self.check("integers", ModelWrapper(self.request["model"]))
+        for step in STEPS_TO_FOLDING:
+            model = self.step(step, model, config, every_image=step == STEPS_TO_FOLDING[-1])
+        model = self.step("step_generate_estimate_reports", model, config, check=False)
+        self.send_reports(model)
+        if self.request.get("generate"):
+            self.generate(model, config)
+
+    def step(self, name: str, model: Any, config: Any, check: bool = True, every_image: bool = False) -> Any:
+        """Run one of FINN's steps, report it, and compare what the model computes now."""
+        from finn.builder.build_dataflow_steps import build_dataflow_step_lookup
+
+        self.channel.send({"event": "begin", "step": name})
+        started = time.monotonic()
+        try:
+            model = build_dataflow_step_lookup[name](model, config)
+        except MemoryError:
+            raise
+        except Exception as error:  # FINN raises anything, down to numpy's errors and bare assertions
+            raise Stop("refused", step=name, found=f"{type(error).__name__}: {error}") from error
+        seconds = time.monotonic() - started
+        if name == "step_create_dataflow_partition":
+            self.parent = self.folder / "out" / "intermediate_models" / "dataflow_parent.onnx"
+        if check:
+            self.check(name, model, seconds, every_image)
+        else:
+            self.channel.send({"event": "end", "step": name, "seconds": seconds})
+        return model
+
+    def check(self, step: str, model: Any, seconds: float = 0.0, every_image: bool = False) -> None:
+        """Execute the model on some images and stop where an integer differs from what it has to be."""
+        event: dict[str, Any] = {"event": "end", "step": step, "seconds": seconds}
+        count = len(self.images) if every_image else min(len(self.images), self.request["images_per_step"])
+        if count:
+            started = time.monotonic()
+            found = self.execute(model, self.images[:count])
+            wrong = int((found.reshape(count, -1) != self.reference[:count].reshape(count, -1)).sum())
+            if wrong:
+                raise Stop("differs", step=step, images=count, different_integers=wrong)
+            event.update(images=count, check_seconds=time.monotonic() - started)
+        self.channel.send(event)
+
+    def execute(self, model: Any, images: Any) -> Any:
+        """What the model computes, one image at a time, as FINN's own verification does it."""
+        import numpy as np
+        from finn.core.onnx_exec import execute_onnx
+        from finn.util.verification import despecialize_model
+        from qonnx.core.modelwrapper import ModelWrapper
+        from qonnx.custom_op.registry import getCustomOp
+
+        if self.parent is not None:
+            child = self.folder / "child.onnx"
+            despecialize_model(model).save(str(child))
+            model = ModelWrapper(str(self.parent))
+            partition = model.get_nodes_by_op_type("StreamingDataflowPartition")[0]
+            getCustomOp(partition).set_nodeattr("model", str(child))
+        name = model.graph.input[0].name
+        outputs = []
+        for image in images:
+            result = execute_onnx(model, {name: image[None].astype(np.float32)})
+            outputs.append(next(iter(result.values())))
+        return np.concatenate(outputs)
+
+    def look_at_partition(self, model: Any) -> None:
+        """What stayed in software, and where floating point is left in hardware."""
+        from qonnx.core.modelwrapper import ModelWrapper
+
+        parent = ModelWrapper(str(self.parent))
+        software = [node.op_type for node in parent.graph.node if node.op_type != "StreamingDataflowPartition"]
+        floating = [
+            node.name
+            for node in model.graph.node
+            if any(model.get_tensor_datatype(name) == "FLOAT32" for name in (*node.input, *node.output))
+        ]
+        self.channel.send({"event": "partition", "software": software, "floating": floating})
+
+    def keep(self, model: Any) -> None:
+        """Save the model for the board, so that another target starts from here."""
+        target = self.request.get("keep")
+        if target is None or self.parent is None:
+            return
+        import shutil
+
+        folder = self.folder / "keep"
+        folder.mkdir()
+        model.save(str(folder / "board.onnx"))
+        shutil.copy(self.parent, folder / "parent.onnx")
+        self.channel.send({"event": "keep", "folder": str(folder)})
+
+    def send_reports(self, model: Any) -> None:
+        """FINN's estimates, with the tensor that each hardware layer computes: it carries the module's name."""
+        report = self.folder / "out" / "report"
+        reports = {name: json.loads((report / f"{name}.json").read_text()) for name in REPORTS}
+        tensors = {node.name: list(node.output) + list(node.input) for node in model.graph.node}
+        kinds = {node.name: node.op_type for node in model.graph.node}
+        part = self.config()._resolve_fpga_part()
+        self.channel.send({"event": "reports", "reports": reports, "tensors": tensors, "kinds": kinds, "part": part})
+
+    def generate(self, model: Any, config: Any) -> None:
+        """FINN's code generation: HLS and RTL sources of every layer, nothing synthesised."""
+        from finn.transformation.fpgadataflow.insert_dwc import InsertDWC
+        from finn.transformation.fpgadataflow.insert_fifo import InsertFIFO
+        from finn.transformation.fpgadataflow.specialize_layers import SpecializeLayers
+        from qonnx.transformation.general import GiveReadableTensorNames, GiveUniqueNodeNames
+
+        part = config._resolve_fpga_part()
+        for transformation in (
+            InsertDWC(),
+            InsertFIFO(create_shallow_fifos=True),
+            SpecializeLayers(part),
+            GiveUniqueNodeNames(),
+            GiveReadableTensorNames(),
+        ):
+            model = model.transform(transformation)
+        model = self.step("step_hw_codegen", model, config, check=False)
+        folders = {}
+        for node in model.graph.node:
+            for attribute in node.attribute:
+                if attribute.name in ("code_gen_dir_ipgen", "code_gen_dir_cppsim") and attribute.s:
+                    folders[node.name] = attribute.s.decode()
+        model.save(str(self.folder / "generated.onnx"))
+        self.channel.send({"event": "generated", "folders": folders})
+
+
+def main(arguments: list[str]) -> int:
+    """`worker.py REQUEST DESCRIPTOR`: run the request, report to the descriptor; the exit status is 0 if it ended well."""
+    request = json.loads(Path(arguments[0]).read_text())
+    channel = Channel(int(arguments[1]))
+    os.environ["FINN_BUILD_DIR"] = str(Path(request["folder"]) / "build")
+    Path(os.environ["FINN_BUILD_DIR"]).mkdir(parents=True, exist_ok=True)
+    try:
+        require_finn()
+        channel.send({"event": "end", "step": "import", "seconds": 0.0})
+        use_fast_lookups()
+        Run(request, channel).run()
+    except Stop as stop:
+        channel.send(stop.event)
+        return 1
+    except MemoryError:
+        channel.send({"event": "stop", "kind": "memory"})
+        return 1
+    channel.send({"event": "done"})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # this folder: its module names must not stand in for others
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Search: a plan under a budget."""

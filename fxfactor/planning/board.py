@@ -1,0 +1,277 @@
+"""What each choice of a search costs on an FPGA, and what FINN says the whole found network costs.
+
+Costs per site and choice come from FINN's own cost functions (`fxfactor.finn.costs`): its padding, windows, matrix or
+depthwise units and thresholds, folded to the target's frames per second. What belongs to no site (additions, copies of
+streams, pooling) is what FINN's estimate of a whole network has beyond the sum over its sites.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from fxfactor.errors import PreconditionError
+from fxfactor.finn.estimation import estimate_network
+from fxfactor.finn.layer_costs import Chain, Geometry, Prices, chains, datatype, price, thresholds
+from fxfactor.finn.target import Target
+from fxfactor.graph.dataflow import is_average_pooling, is_join, tensor_inputs
+from fxfactor.graph.questions import Site, is_quantizer, module_of, shape_of, sites
+from fxfactor.passes import Quantize
+from fxfactor.pipeline import Pipeline
+from fxfactor.plan.budget import UNITS, Budget
+from fxfactor.plan.layer_plan import LayerPlan
+from fxfactor.plan.plan import Plan
+from fxfactor.planning.space import Shape, Space
+from fxfactor.quantization.brevitas_layers import is_signed
+from fxfactor.quantization.levels import rounded_weight
+from fxfactor.recipe import transform
+
+SUMMED = ("lut", "bram", "dsp")
+_MOST_ATTEMPTS = 8
+
+
+def board_limits(budget: Budget, whole: Mapping[str, float], target: Target) -> dict[str, float]:
+    """The limits of a budget, and those that hold on any board: what it has, and the cycles for one frame."""
+    return {**board_has(target), **budget.limits(whole), "cycles": float(target.cycles)}
+
+
+def board_has(target: Target) -> dict[str, float]:
+    """LUTs, 18 kbit block RAMs and DSPs of the board."""
+    return {"lut": target.available.lut, "bram": target.available.bram18, "dsp": target.available.dsp}
+
+
+def target_of(board: str, clock_ns: float, target_fps: int, cycles: float | None, python: Any) -> Target:
+    """The target whose cycles per frame are those of the budget, where it has some, else those of `target_fps`."""
+    return Target(board, clock_ns, target_fps if cycles is None else math.ceil(1e9 / clock_ns / cycles), python)
+
+
+def price_space(graph: GraphModule, space: Space, target: Target, join_bits: int) -> Space:
+    """The space with FINN's costs of every choice. Raises PreconditionError on layers that FINN has no unit for."""
+    layers = HardwareLayers(graph, join_bits)
+    parts: dict[tuple[str, Shape, LayerPlan], Counter[Chain]] = {}
+    for name in space.shapes:
+        for shape, layer in space.layers(name):
+            parts[name, shape, layer] = Counter(layers.chains(name, shape, layer))
+    prices = price([chain for counts in parts.values() for chain in counts], target)
+    hardware: dict[tuple[str, Shape, LayerPlan], Prices] = {}
+    for key, counts in parts.items():
+        sums = {each: sum(count * prices[chain][each] for chain, count in counts.items()) for each in SUMMED}
+        hardware[key] = {**sums, "cycles": max(prices[chain]["cycles"] for chain in counts)}
+    return replace(space, hardware=hardware, whole={**space.whole, **board_has(target)})
+
+
+def estimate_plan(model: nn.Module, plan: Plan, example: Tensor, target: Target) -> Prices:
+    """What FINN estimates for the network that a plan makes: exported and taken through FINN's steps."""
+    found = estimate_network(transform(model, plan=plan, example_inputs=example), example, target)
+    total = found.total
+    return {"lut": total.lut, "bram": total.bram18, "dsp": total.dsp, "cycles": found.bottleneck.cycles}
+
+
+def plan_within(
+    limits: Mapping[str, float],
+    quick: Callable[[Mapping[str, float]], Plan],
+    thorough: Callable[[Mapping[str, float]], Plan],
+    model: nn.Module,
+    example: Tensor,
+    target: Target,
+) -> Plan:
+    """A plan whose whole network is within the limits as FINN estimates it, explained with these totals.
+
+    `quick` and `thorough` give plans whose sites are within the limits that they are given. What FINN counts beyond the
+    sites is taken off the limits; it differs a little from plan to plan, so each plan of `quick` is estimated, until one
+    is within. `thorough` is asked once for a better one, which is taken if it is within too.
+    Raises PreconditionError where no plan is found.
+    """
+    plan, left = _first(limits, quick), dict(limits)
+    for attempt in range(_MOST_ATTEMPTS):
+        whole = estimate_plan(model, plan, example, target)
+        if attempt and _within(whole, limits):
+            break
+        sites = plan.explain().totals
+        rest = {name: whole[name] - sites[name] for name in SUMMED}
+        margin = 0.01 * attempt
+        left.update({name: max(1.0, limits[name] * (1 - margin) - rest[name]) for name in SUMMED})
+        try:
+            plan = quick(left)
+        except PreconditionError as error:
+            raise PreconditionError(
+                f"no plan was found within the limits on {target}: for the whole network FINN counts "
+                f"{', '.join(f'{count:+,.0f} {UNITS[name]}' for name, count in rest.items())} beside the layers "
+                f"(additions, copies of streams, thresholds), and for the layers, {error}; or lower join_bits"
+            ) from error
+    else:
+        raise PreconditionError(
+            f"{_MOST_ATTEMPTS - 1} plans on {target} had more than the limits as FINN estimates them, the last one by "
+            f"{max(whole[name] / limits[name] for name in whole) - 1:.1%}; raise the budget by so much"
+        )
+    better = thorough(left)
+    if better != plan:
+        found = estimate_plan(model, better, example, target)
+        if _within(found, limits):
+            plan, whole = better, found
+    why = plan.explain()
+    told = f"on {target}, as FINN estimates the whole network; each site with its own hardware"
+    return replace(plan, explanation=replace(why, budget=dict(limits), totals={**why.totals, **whole}, target=told))
+
+
+def _within(whole: Prices, limits: Mapping[str, float]) -> bool:
+    return all(whole[name] <= limits[name] for name in whole)
+
+
+def _first(limits: Mapping[str, float], quick: Callable[[Mapping[str, float]], Plan]) -> Plan:
+    """A plan of about half the limits if there is one; of more than all where the sum over the sites overrates it."""
+    for share in (0.5, 0.75, 1.0, 1.5):
+        with suppress(PreconditionError):
+            return quick({name: limit * share if name in SUMMED else limit for name, limit in limits.items()})
+    return quick(limits)
+
+
+class HardwareLayers:
+    """The sites of a network as FINN's hardware layers.
+
+    Thresholds are counted at the layer that reads what they give, whose activation bits they depend on most; those that
+    only an addition reads at the layer before, on whose sums their width depends.
+    """
+
+    def __init__(self, graph: GraphModule, join_bits: int) -> None:
+        self.join_bits = join_bits
+        self.graph = Pipeline(Quantize(weight_bits=8, activation_bits=8))(graph).graph
+        self.originals = sites(graph)
+        self.geometries = {name: _geometry(site) for name, site in self.originals.items()}
+        self.spreads: dict[tuple[str, int], tuple[float, float]] = {}
+        found = sites(self.graph)
+        self.by_layer = {site.modules[-1]: name for name, site in found.items()}
+        self.inputs = {name: quantizer_node(site.nodes[0]) for name, site in found.items()}
+        self.before = {node: name for name, node in reversed(self.inputs.items())}
+        self.after: dict[str, list[Node]] = {}
+        for node in self.graph.graph.nodes:
+            maker = self._maker(node) if is_quantizer(module_of(node)) and node not in self.before else None
+            if maker in self.geometries:
+                self.after.setdefault(maker, []).append(node)
+
+    def chains(self, name: str, shape: Shape, layer: LayerPlan) -> Iterator[Chain]:
+        """The hardware layers of a choice, with the thresholds that are counted there."""
+        whole, weight_bits, bits = self.geometries[name], layer.weight_bits, layer.activation_bits
+        if weight_bits is None or bits is None:
+            raise PreconditionError(f"{name!r}: FINN computes in integers; give bits, not None, with a board")
+        node = self.inputs[name]
+        signed = _is_signed(node)
+        entering = self._width_before(node, weight_bits, bits)
+        if entering is not None and self.before[node] == name:
+            yield _thresholds(shape_of(node)[1], shape_of(node)[2:], entering, bits, signed)
+        first = whole
+        if shape.groups is not None:
+            first, whole = _factors(whole, shape)
+            middle = self._width(name, first, weight_bits, bits, signed)
+            yield from chains(first, weight_bits, datatype(bits, signed), middle)
+            yield _thresholds(first.out_channels, first.out_size, middle, bits, True)
+            signed = True
+        width = self._width(name, whole, weight_bits, bits, signed)
+        yield from chains(whole, weight_bits, datatype(bits, signed), width)
+        for behind in self.after.get(name, ()):
+            yield _thresholds(shape_of(behind)[1], shape_of(behind)[2:], width, self.join_bits, _is_signed(behind))
+
+    def _width(self, name: str, layer: Geometry, weight_bits: int, bits: int, signed: bool) -> int:
+        """Bits of the sums, as FINN makes them just wide enough for the weights at hand (factors: for like weights)."""
+        one_sign, both_signs = self._spread(name, weight_bits)
+        most = 2.0 ** (bits - 1) * both_signs if signed else (2.0**bits - 1) * one_sign
+        return max(2, math.ceil(math.log2(max(most * layer.fan_in, 1))) + 1)
+
+    def _spread(self, name: str, bits: int) -> tuple[float, float]:
+        """Mean per weight of the integers of one sign, and of both, in the output channel where they are largest."""
+        if (name, bits) not in self.spreads:
+            layer = self.originals[name].modules[0]
+            weight = rounded_weight(layer.weight.detach(), bits, layer).flatten(1)
+            scale = layer.weight.detach().flatten(1).abs().amax(1, keepdim=True).clamp_min(1e-30)
+            integers = weight / (scale / (2 ** (bits - 1) - 1))
+            above, below = integers.clamp_min(0).mean(1), integers.clamp_max(0).abs().mean(1)
+            self.spreads[name, bits] = (
+                float(torch.maximum(above, below).max()),
+                float((above + below).max()),
+            )
+        return self.spreads[name, bits]
+
+    def _width_before(self, quantizer: Node, weight_bits: int, bits: int) -> int | None:
+        """Bits of the integers that enter the thresholds of a quantizer; None for the network's input.
+
+        The layer before is taken to have the same bits, since what it gets is another choice.
+        """
+        maker = self._maker(quantizer)
+        if isinstance(maker, str):
+            return self._width(maker, self.geometries[maker], weight_bits, bits, False)
+        if maker is None:
+            return None
+        if not is_average_pooling(maker):
+            return self.join_bits
+        positions = math.prod(shape_of(tensor_inputs(maker)[0])[2:]) / math.prod(shape_of(maker)[2:])
+        return self.join_bits + math.ceil(math.log2(positions))
+
+    def _maker(self, node: Node) -> str | Node | None:
+        """What computes the integers that a quantizer gets: a site, or the node of an addition or average pooling."""
+        while inputs := tensor_inputs(node):
+            node = inputs[0]
+            if is_join(node) or is_average_pooling(node):
+                return node
+            name = self.by_layer.get(cast(nn.Module, module_of(node)))
+            if name is not None:
+                return name
+        return None
+
+
+def _thresholds(channels: int, size: tuple[int, ...], width: int, bits: int, signed: bool) -> Chain:
+    """Thresholds, counted in look-up tables.
+
+    FINN reckons with block RAM where they have exactly 9 or 18 bits. How many they have is known to a bit or two only, so
+    no plan shall bet on it.
+    """
+    return thresholds(channels, size, width + 1 if width in (9, 18) else width, bits, signed)
+
+
+def quantizer_node(layer: Node) -> Node:
+    """The node of the quantizer that a layer reads."""
+    node = tensor_inputs(layer)[0]
+    while not is_quantizer(module_of(node)):
+        node = tensor_inputs(node)[0]
+    return node
+
+
+def _is_signed(quantizer: Node) -> bool:
+    return is_signed(cast(nn.Module, module_of(quantizer)))
+
+
+def _geometry(site: Site) -> Geometry:
+    layer, node = site.modules[0], site.nodes[0]
+    if isinstance(layer, nn.Linear):
+        return Geometry(layer.in_features, layer.out_features)
+    if not isinstance(layer, nn.Conv2d):
+        raise PreconditionError(
+            f"{site.name!r} is a {type(layer).__name__}, which FINN has no hardware for; required with a board: "
+            "Conv2d and Linear"
+        )
+    left, right, top, bottom = layer._reversed_padding_repeated_twice
+    return Geometry(
+        layer.in_channels,
+        layer.out_channels,
+        layer.groups,
+        tuple(shape_of(tensor_inputs(node)[0])[2:]),
+        cast("tuple[int, int]", tuple(layer.kernel_size)),
+        cast("tuple[int, int]", tuple(layer.stride)),
+        (top, left, bottom, right),
+        cast("tuple[int, int]", tuple(layer.dilation)),
+    )
+
+
+def _factors(whole: Geometry, shape: Shape) -> tuple[Geometry, Geometry]:
+    """Spatial and pointwise factor of a convolution."""
+    assert shape.groups is not None
+    mid = shape.mid or whole.in_channels
+    spatial = replace(whole, out_channels=mid, groups=shape.groups)
+    return spatial, Geometry(mid, whole.out_channels, whole.groups, spatial.out_size)

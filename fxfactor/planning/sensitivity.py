@@ -1,0 +1,263 @@
+"""How much the network's output suffers from each thing that can become of a site, measured on images.
+
+At a site the layer is replaced, alone, by what it may become, and δ, the change of its outputs, is looked at. Three
+things add up: the factors with their rounded weights on exact inputs, measured together, and the rounded activations.
+
+`loss`: what δ does to the network's output, to second order. With g the gradient of the output's log-likelihood at the
+site, ½·E[(g·δ)²] is the Kullback-Leibler divergence that δ causes (Gauss-Newton; the Fisher information of Amari 1998),
+per image; the expectation is over images and over classes drawn from the softened output. Positive and negative
+parts of δ may cancel in it, as they do in the network.
+
+`output`: E‖δ‖² / E‖y − ȳ‖², the share of the site's own output that is lost; it knows nothing of what follows.
+
+`both`: √(loss · output). The second order holds for small errors only, where it is the better guide; large ones it
+underrates, and there the output is (docs/exploration.md).
+
+`weighted`: output, times how much one share of this site's output weighs in the loss: the median of loss/output over
+all choices at the site. For budgets so small that every error is large.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.fx import GraphModule, Interpreter, Node
+
+from fxfactor.errors import PreconditionError
+from fxfactor.factors.fit import fitted_factors
+from fxfactor.factors.fit_to_outputs import importance_of, receiver_of_shift
+from fxfactor.factors.least_squares import PatchMoments
+from fxfactor.factors.lockstep import moments_of
+from fxfactor.factors.weights import Factors, svd_factors
+from fxfactor.graph.questions import Site, shape_of, sites
+from fxfactor.passes.factorize_depth import convolution_like, pointwise_like
+from fxfactor.plan.layer_plan import LayerPlan
+from fxfactor.planning.gradients import both_measures, gradients_of
+from fxfactor.planning.space import Bits, Shape, Space
+from fxfactor.progress import track
+from fxfactor.quantization.histogram import Histogram, best_limit
+from fxfactor.quantization.levels import rounded_weight
+
+Measure = Literal["both", "loss", "output", "weighted"]
+MEASURES: tuple[Measure, ...] = ("both", "loss", "output", "weighted")
+
+_CHUNK_BYTES = 3 << 28
+_ROUNDS = 4
+_HISTOGRAM_IMAGES = 32
+
+
+@dataclass
+class SiteErrors:
+    """Squared errors at one site, by shape and bits: `weights` with exact inputs, `activations` with exact weights.
+
+    Each value has two entries: what it does to the loss, and the lost share of the site's output.
+    """
+
+    weights: dict[tuple[Shape, Bits], Tensor] = field(default_factory=dict)
+    activations: dict[tuple[Shape, Bits], Tensor] = field(default_factory=dict)
+
+    def of(self, shape: Shape, layer: LayerPlan, measure: Measure) -> float:
+        """The error of a layer plan, the sum of its parts."""
+        parts = self.weights[shape, layer.weight_bits], self.activations[shape, layer.activation_bits]
+        if measure == "both":
+            return float(sum(part.prod().sqrt() for part in parts))
+        loss, output = (parts[0] + parts[1]).tolist()
+        if measure == "weighted":
+            return float(output * self.weight)
+        return float(loss if measure == "loss" else output)
+
+    @cached_property
+    def weight(self) -> float:
+        """Median of loss / output over all choices; 1 where no choice loses anything."""
+        values = [each for table in (self.weights, self.activations) for each in table.values() if float(each[1]) > 0]
+        return float(torch.stack([each[0] / each[1] for each in values]).median()) if values else 1.0
+
+
+def measure_errors(graph: GraphModule, images: Sequence[Tensor], space: Space) -> dict[str, SiteErrors]:
+    """The errors of all that `space` allows at every site of a captured graph, on batches of images.
+
+    Factors are fitted on the first half of the images and judged on the second.
+
+    Cost: about as many runs of every layer as it has shapes × (weight bits + activation bits), and DRAWS backward passes.
+    """
+    together = torch.cat(list(images)).to(next(graph.parameters()))
+    if len(together) < 2:
+        raise PreconditionError(
+            f"a search needs at least 2 images, found {len(together)}: factors are fitted to one half, judged on the "
+            "other; 512 are a good number"
+        )
+    frozen = {name: parameter.requires_grad for name, parameter in graph.named_parameters()}
+    graph.requires_grad_(False)
+    try:
+        half = (len(together) + 1) // 2
+        size = _chunk_size(graph)
+        site_errors = _Sensitivity(graph, space, size)
+        site_errors.fit(together[:half])
+        return site_errors.judge(together[half:])
+    finally:
+        for name, parameter in graph.named_parameters():
+            parameter.requires_grad_(frozen[name])
+
+
+def _chunk_size(graph: GraphModule) -> int:
+    """Images at a time, so that what the backward passes need stays below _CHUNK_BYTES."""
+    elements = sum(torch.Size(shape_of(node)[1:]).numel() for node in graph.graph.nodes if "tensor_meta" in node.meta)
+    return max(1, _CHUNK_BYTES // (8 * max(elements, 1)))
+
+
+class _Taps(Interpreter):
+    """Runs the graph and keeps what enters and leaves the nodes of interest."""
+
+    def __init__(self, graph: GraphModule, nodes: Sequence[Node]) -> None:
+        super().__init__(graph)
+        self.wanted = set(nodes)
+        self.inputs: dict[Node, Tensor] = {}
+        self.outputs: dict[Node, Tensor] = {}
+
+    def run_node(self, node: Node) -> Any:
+        value = super().run_node(node)
+        if node in self.wanted:
+            self.inputs[node] = self.env[node.all_input_nodes[0]].detach()
+            self.outputs[node] = value
+        return value
+
+
+class _Sensitivity:
+    """The state of one measurement: factors and histograms from the first half, errors from the second."""
+
+    def __init__(self, graph: GraphModule, space: Space, size: int) -> None:
+        self.graph, self.space, self.size = graph, space, size
+        self.sites = sites(graph)
+        self.factors: dict[str, dict[Shape, Factors]] = {name: {} for name in self.sites}
+        self.histograms: dict[tuple[str, Shape], Histogram] = {}
+        self.limits: dict[tuple[str, Shape, Bits], tuple[float, bool]] = {}
+
+    @torch.no_grad()
+    def fit(self, images: Tensor) -> None:
+        """Fit factors of every shape at every site to the original's inputs and outputs."""
+        splits = {name: site for name, site in self.sites.items() if len(self.space.shapes[name]) > 1}
+        moments = self._moments(images, splits)
+        for name, site in track(splits.items(), "fitting factors", len(splits)):
+            for shape in self.space.shapes[name]:
+                if shape.groups is not None:
+                    self.factors[name][shape] = _fit(site, shape, moments[name])
+            del moments[name]
+        for part in images[:_HISTOGRAM_IMAGES].split(self.size):
+            taps = self._run(part)
+            for name, site in self.sites.items():
+                x = taps.inputs[site.nodes[0]]
+                for shape in self.space.shapes[name]:
+                    seen = x if shape.groups is None else self._spatial(name, shape, x)
+                    self.histograms.setdefault((name, shape), Histogram()).add(seen)
+
+    def _moments(self, images: Tensor, splits: Mapping[str, Site]) -> dict[str, PatchMoments]:
+        moments: dict[str, PatchMoments] = {}
+        for part in track(images.split(self.size), "collecting statistics"):
+            taps = self._run(part)
+            for name, site in splits.items():
+                node = site.nodes[0]
+                for new in moments_of(taps.inputs[node], taps.outputs[node], site.modules[0]):
+                    moments[name] = moments[name] + new if name in moments else new
+        return moments
+
+    def _run(self, images: Tensor) -> _Taps:
+        taps = _Taps(self.graph, [site.nodes[0] for site in self.sites.values()])
+        taps.result = taps.run(images)  # type: ignore[attr-defined]
+        return taps
+
+    # ---- judging ----
+
+    def judge(self, images: Tensor) -> dict[str, SiteErrors]:
+        """The errors of every choice at every site."""
+        generator = torch.Generator().manual_seed(0)
+        sums = {name: SiteErrors() for name in self.sites}
+        spread = {name: torch.zeros((), dtype=torch.float64) for name in self.sites}
+        for part in track(images.split(self.size), "measuring sensitivity"):
+            part = part.clone().requires_grad_(True)
+            with torch.enable_grad():
+                taps = self._run(part)
+                outputs = [taps.outputs[site.nodes[0]] for site in self.sites.values()]
+                gradients = gradients_of(taps.result, outputs, generator)  # type: ignore[attr-defined]
+            for (name, site), y, g in zip(self.sites.items(), outputs, gradients, strict=True):
+                y = y.detach()
+                spread[name] += (y - y.mean(0, keepdim=True)).square().sum(dtype=torch.float64)
+                with torch.no_grad():
+                    for table, key, delta in self._changes(name, site, taps.inputs[site.nodes[0]], y):
+                        values = getattr(sums[name], table)
+                        values[key] = values.get(key, 0) + both_measures(delta, g)
+        for name, errors in sums.items():
+            scale = torch.tensor([0.5 / len(images), 1 / max(float(spread[name]), 1e-30)], dtype=torch.float64)
+            for measured in (errors.weights, errors.activations):
+                for choice in measured:
+                    measured[choice] = measured[choice] * scale
+        return sums
+
+    def _changes(self, name: str, site: Site, x: Tensor, y: Tensor) -> Iterator[tuple[str, tuple[Shape, Bits], Tensor]]:
+        """Which table and key a change of the outputs belongs to, and the change."""
+        for shape in self.space.shapes[name]:
+            exact = y if shape.groups is None else self._apply(name, site, shape, x, None)
+            for bits in self.space.weight_bits[name]:
+                yield "weights", (shape, bits), (exact if bits is None else self._apply(name, site, shape, x, bits)) - y
+            for bits in self.space.activation_bits[name]:
+                if bits is None:
+                    yield "activations", (shape, bits), torch.zeros_like(y)
+                    continue
+                rounded_weight = self._rounded(name, Shape(), x, bits)
+                yield "activations", (shape, bits), self._apply(name, site, shape, rounded_weight, None, bits) - exact
+
+    def _apply(
+        self, name: str, site: Site, shape: Shape, x: Tensor, weight_bits: Bits, middle_bits: Bits = None
+    ) -> Tensor:
+        """The outputs of the site in a shape, with rounded weights and a rounded tensor between the factors."""
+        layer = site.modules[0]
+        if shape.groups is None:
+            return cast(
+                Tensor, functional_call(layer, {"weight": rounded_weight(layer.weight, weight_bits, layer)}, (x,))
+            )
+        middle = self._spatial(name, shape, x, weight_bits)
+        if middle_bits is not None:
+            middle = self._rounded(name, shape, middle, middle_bits)
+        factors = self.factors[name][shape]
+        pointwise = pointwise_like(layer, rounded_weight(factors.pointwise, weight_bits))
+        result = cast(Tensor, pointwise(middle))
+        if factors.shift is None:
+            return result
+        return result + factors.shift.to(result).view(-1, *[1] * (result.dim() - 2))
+
+    def _spatial(self, name: str, shape: Shape, x: Tensor, weight_bits: Bits = None) -> Tensor:
+        layer, weight = self.sites[name].modules[0], self.factors[name][shape].spatial
+        spatial = convolution_like(layer, rounded_weight(weight, weight_bits), cast(int, shape.groups), bias=None)
+        return cast(Tensor, spatial(x))
+
+    def _rounded(self, name: str, shape: Shape, x: Tensor, bits: int) -> Tensor:
+        """The tensor that enters the site (or its pointwise factor, for a shape with groups) in `bits` bits."""
+        key = name, shape, bits
+        if key not in self.limits:
+            histogram = self.histograms[name, shape]
+            signed = bool((histogram.counts[histogram.centers < 0] > 0).any())
+            self.limits[key] = best_limit(histogram, bits, signed), signed
+        limit, signed = self.limits[key]
+        low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+        scale = limit / (2 ** (bits - 1) if signed else high)
+        return (x / scale).round_().clamp_(low, high).mul_(scale)
+
+
+def _fit(site: Site, shape: Shape, moments: PatchMoments) -> Factors:
+    conv = cast(Any, site.modules[0])
+    assert shape.groups is not None
+    start = svd_factors(conv.weight, shape.groups, shape.mid, conv.groups)
+    if receiver_of_shift(site) is None:
+        moments = moments.about_zero()
+    d = moments.input_mean.shape[-1]
+    weight = conv.weight.double().reshape(conv.groups, conv.out_channels // conv.groups, -1)
+    moments = moments.pulled_to(weight, min(0.1, 0.1 * d / moments.count))
+    factors = fitted_factors(conv.weight, start, moments, None, importance_of(site), conv.groups, _ROUNDS)
+    if receiver_of_shift(site) is None:
+        return Factors(factors.spatial, factors.pointwise, factors.relative_error)
+    return factors

@@ -1,0 +1,1 @@
+"""What is known about Brevitas and about rounding: layers, levels, ranges, and copies for training and evaluation."""

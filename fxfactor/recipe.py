@@ -1,0 +1,92 @@
+"""The one call: capture, factorize, quantize, calibrate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from fxfactor.errors import PreconditionError
+from fxfactor.graph.capture import capture
+from fxfactor.graph.questions import convolutions
+from fxfactor.graph.watching import inputs_of
+from fxfactor.passes import FactorizeDepth, Quantize
+from fxfactor.pipeline import Pass, Pipeline
+from fxfactor.plan.ladder import Level, check_bits, check_level
+from fxfactor.plan.plan import Plan
+from fxfactor.quantization.calibrate import calibrate
+
+
+def transform(
+    model: nn.Module,
+    level: Level | None = None,
+    bits: int | tuple[int | None, int | None] | None = None,
+    *,
+    width: float = 1,
+    plan: Plan | None = None,
+    keep: Iterable[str] = (),
+    example_inputs: Tensor | tuple[Any, ...] | None = None,
+    calibration: Iterable[Any] | None = None,
+) -> GraphModule:
+    """Split the convolutions of a CNN into depth-factorized subgraphs and substitute Brevitas quantized layers.
+
+    Before: any nn.Module with convolutions. After: a trainable torch.fx.GraphModule with the same inputs and outputs,
+    in which `site` has become `site.spatial` (grouped k×k) and `site.pointwise` (1×1), all layers have `bits`-bit weights
+    and all tensors between them `bits`-bit activations. `model` itself is not changed.
+
+    level: an int ≥ 0 (0, the default, factorizes nothing) or "depthwise"; see `fxfactor.groups_at`.
+    bits: 2 to 8, or (weight bits, activation bits); None, the default, stays in floating point. The first layer and the
+    classifier get 8 bits. width: channels between the factors, as a multiple of the input channels: 2 costs up to twice
+    the MACs and keeps far more accuracy. plan: groups, mid and bits for each layer, instead of level, bits and width.
+    keep: module paths that are not factorized. example_inputs: a tensor or tuple of arguments, where the input cannot be
+    inferred and there is no calibration.
+    calibration: batches of images; the factors are then fitted to the outputs on them and the activation ranges set
+    from them. Without them the factors are fitted to the weights, and the batch norms' statistics give the ranges.
+
+    What was changed and what was left alone, and why: `fxfactor.summary(result)`.
+
+    Raises PreconditionError on values out of range, unknown sites and a network without convolutions, CaptureError where
+    the network cannot be captured.
+    """
+    if plan is not None and (level is not None or bits is not None or width != 1):
+        wide = "" if width == 1 else f", width={width!r}"
+        raise PreconditionError(
+            f"give a plan, or level and bits, not both; found level={level!r}, bits={bits!r}{wide} and a plan"
+        )
+    level = 0 if level is None else level
+    check_level(level)
+    weight_bits, activation_bits = bits if isinstance(bits, tuple) and len(bits) == 2 else (bits, bits)
+    check_bits(weight_bits, "bits")
+    check_bits(activation_bits, "bits")
+    images = None if calibration is None else [inputs_of(batch) for batch in calibration]
+    if example_inputs is None and images:
+        example_inputs = images[0][:1]
+    graph = capture(model, example_inputs)
+    if not any(True for _ in convolutions(graph)):
+        raise PreconditionError(
+            f"fxfactor factorizes convolutions, and {type(model).__name__} has none that its forward calls; pass a CNN"
+        )
+    kept = (keep,) if isinstance(keep, str) else tuple(keep)
+    if plan is not None:
+        plan.require_fits(graph)
+        passes = plan_passes(plan, images, kept)
+    else:
+        passes = (FactorizeDepth(level=level, keep=kept, calibration=images, width=width),)
+        if weight_bits is not None or activation_bits is not None:
+            passes += (Quantize(weight_bits, activation_bits),)
+    result = Pipeline(*passes)(graph).graph
+    if images is not None:
+        calibrate(result, images)
+    return result
+
+
+def plan_passes(
+    plan: Plan, calibration: Sequence[Any] | None = None, keep: tuple[str, ...] = (), fit: bool = True
+) -> tuple[Pass, ...]:
+    """The passes that a plan stands for; with `fit=False` the factors stay empty, for weights to be loaded."""
+    layers = plan.layers.values()
+    factorize = FactorizeDepth(plan=plan, keep=keep, calibration=calibration, fit=fit)
+    quantizes = plan.join_bits is not None or any(layer.weight_bits or layer.activation_bits for layer in layers)
+    return (factorize, Quantize(plan=plan)) if quantizes else (factorize,)

@@ -1,0 +1,1 @@
+"""Accuracy won back, from seconds to minutes: rounding, reconstruction, fine-tuning."""

@@ -1,0 +1,260 @@
+"""Train a compressed network on labelled or unlabelled images, with the original network as its teacher.
+
+The network stays a plain nn.Module: any training loop can train it. This one is short, distils, keeps checkpoints, and
+works as it is under torchrun.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Sized
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, distributed, nn
+from torch.fx import GraphModule
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from fxfactor.errors import FxfactorError, PreconditionError
+from fxfactor.graph.capture import as_graph
+from fxfactor.graph.questions import is_quantizer
+from fxfactor.graph.watching import inputs_of
+from fxfactor.progress import track
+from fxfactor.quantization.fused import fused_quantizers
+from fxfactor.recovery.blocks import Matching, channels_last, cosine
+from fxfactor.recovery.reconstruct import Augment
+
+_CHECKPOINT = "checkpoint.safetensors"
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch did; `images` and `seconds` are those of this process."""
+
+    number: int
+    loss: float  # mean over the steps
+    images: int
+    seconds: float
+
+
+def finetune(
+    model: GraphModule,
+    loader: Iterable[Any],
+    *,
+    teacher: nn.Module | None = None,
+    epochs: int = 2,
+    learning_rate: float = 2e-3,
+    label_weight: float = 0.0,
+    augment: Augment | None = None,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+) -> list[Epoch]:
+    """Train all parameters of `model` in place, by Adam with a cosine schedule.
+
+    Before: what `fxfactor.transform` gave, quantized or not. After: the same modules, trained. With a `teacher` (the model
+    that was transformed) the loss is the distance to it at every block boundary and at the output (`fxfactor.reconstruct`)
+    plus label_weight · cross-entropy; without one it is the cross-entropy alone.
+
+    loader: batches (images, labels), or images alone where no label is needed; its order is fixed by `seed`. augment:
+    `(images, generator) → images`, such as `fxfactor.augment.flip_and_shift`. checkpoint: a folder; the state is kept
+    there after every epoch, and a run that finds one goes on from it, to the same result up to rounding.
+
+    Under torchrun, with the process group initialised and a DistributedSampler in the loader, gradients are averaged over
+    the processes; the first one shows progress and writes checkpoints.
+
+    Raises PreconditionError on an empty loader, missing labels, settings out of range and a checkpoint of another run;
+    FxfactorError where the loss is no longer finite.
+    """
+    _require_settings(epochs, learning_rate, teacher, label_weight)
+    label_weight = 1.0 if teacher is None else label_weight
+    task: nn.Module = _Objective(model, None if teacher is None else as_graph(teacher, model), label_weight)
+    modes = {module: module.training for module in model.modules()}
+    with channels_last(model), fused_quantizers(model), torch.random.fork_rng(devices=[]), torch.enable_grad():
+        run = _Run(model, learning_rate, epochs, seed, None if checkpoint is None else Path(checkpoint))
+        task = DistributedDataParallel(task) if _process() is not None else task
+        report = [
+            run.epoch(number, task.train(), loader, augment, label_weight > 0) for number in range(run.first, epochs)
+        ]
+    for module, mode in modes.items():
+        module.training = mode
+    return report
+
+
+def continue_from(model: GraphModule, trained: GraphModule) -> GraphModule:
+    """Give `model` the weights, biases and batch norms of `trained`, in place, and return it.
+
+    For training by stages, say at 8 bits and then at 4: both are the same network with the same factors, one of them
+    quantized or both, to whatever bits. Activation ranges stay those of `model`; `fxfactor.calibrate` sets them anew.
+
+    >>> qmodel = continue_from(fxfactor.transform(model, level=3, bits=4), trained_at_8_bits)  # doctest: +SKIP
+    >>> fxfactor.calibrate(qmodel, loader)  # doctest: +SKIP
+
+    Raises PreconditionError where a layer of one has no counterpart of the same shape in the other.
+    """
+    wanted, given = _layer_tensors(model), _layer_tensors(trained)
+    for name in sorted(wanted.keys() | given.keys()):
+        shapes = [None if tensor is None else tuple(tensor.shape) for tensor in (wanted.get(name), given.get(name))]
+        if shapes[0] != shapes[1]:
+            raise PreconditionError(
+                f"{name!r} has shape {shapes[0]} in the model and {shapes[1]} in the trained one (None: it is not there); "
+                "continue_from needs two networks with the same factors: transform the same model with the same levels"
+            )
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(given[name])
+    return model
+
+
+def _layer_tensors(graph: GraphModule) -> dict[str, Tensor]:
+    """What the state dict holds, without the scales of activation quantizers."""
+    quantizers = tuple(f"{path}." for path, module in graph.named_modules() if is_quantizer(module))
+    return {name: tensor for name, tensor in graph.state_dict().items() if not name.startswith(quantizers)}
+
+
+class _Objective(nn.Module):
+    """The loss of a batch; all of a step runs inside its forward, which is what DistributedDataParallel needs."""
+
+    def __init__(self, model: GraphModule, teacher: GraphModule | None, label_weight: float) -> None:
+        super().__init__()
+        self.model = model
+        self.match = None if teacher is None else Matching(teacher, model)
+        self.label_weight = label_weight
+
+    def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        loss, output = (0.0, self.model(images)) if self.match is None else self.match(images)
+        if labels is not None:
+            loss = loss + self.label_weight * F.cross_entropy(output, labels)
+        return cast(Tensor, loss)
+
+
+class _Run:
+    """The optimizer of one run, and the epoch to start with: that after the checkpoint, where there is one."""
+
+    def __init__(self, model: GraphModule, learning_rate: float, epochs: int, seed: int, folder: Path | None) -> None:
+        self.model, self.learning_rate, self.epochs, self.seed, self.folder = model, learning_rate, epochs, seed, folder
+        self.settings = {"epochs": epochs, "learning_rate": learning_rate, "seed": seed}
+        self.first, saved = self._load()
+        # after loading, since Brevitas puts new parameter objects in place then
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.optimizer = torch.optim.Adam(self.parameters.values(), learning_rate)
+        for name, parameter in self.parameters.items():  # in the parameter's memory layout: rounding depends on it
+            if f"optimizer.step.{name}" in saved:
+                moments = {key: saved[f"optimizer.{key}.{name}"] for key in ("exp_avg", "exp_avg_sq")}
+                laid_out = {key: torch.empty_like(parameter).copy_(value) for key, value in moments.items()}
+                self.optimizer.state[parameter] = {"step": saved[f"optimizer.step.{name}"].cpu(), **laid_out}
+
+    def epoch(
+        self, number: int, task: nn.Module, loader: Iterable[Any], augment: Augment | None, with_labels: bool
+    ) -> Epoch:
+        start, images_seen, losses = time.perf_counter(), 0, []
+        rank = _process() or 0
+        torch.manual_seed(self.seed + number)
+        generator = torch.Generator().manual_seed((self.seed + number) * 1_000_003 + rank)
+        sampler: Any = getattr(loader, "sampler", None)
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(number)
+        steps = len(loader) if isinstance(loader, Sized) else None
+        batches = track(loader, f"epoch {number + 1} of {self.epochs}") if rank == 0 else loader
+        for step, batch in enumerate(batches):
+            self._set_learning_rate(number, step, steps)
+            images, labels = self._tensors(batch, with_labels)
+            loss = task(images if augment is None else augment(images, generator), labels)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            images_seen += len(images)
+            losses.append(_finite(float(loss.detach()), number, step))
+        if not losses:
+            raise PreconditionError("fine-tuning needs at least one batch of images, found an empty loader")
+        self._keep(number)
+        return Epoch(number, sum(losses) / len(losses), images_seen, time.perf_counter() - start)
+
+    def _set_learning_rate(self, epoch: int, step: int, steps: int | None) -> None:
+        within = 0.0 if steps is None else step / steps
+        warm_up = 1.0 if epoch else (step + 1) / 20
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * cosine((epoch + within) / self.epochs, warm_up)
+
+    def _tensors(self, batch: Any, with_labels: bool) -> tuple[Tensor, Tensor | None]:
+        parameter = next(iter(self.parameters.values()))
+        images = inputs_of(batch).to(parameter)
+        if images.dim() == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        if not with_labels:
+            return images, None
+        labels = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
+        if not isinstance(labels, Tensor):
+            raise PreconditionError(
+                f"cross-entropy needs batches (images, labels), found a {type(batch).__name__} without labels; "
+                "give a teacher and label_weight=0 to train without labels"
+            )
+        return images, labels.to(parameter.device)
+
+    def _keep(self, epoch: int) -> None:
+        """Write weights, optimizer and epoch, whole or not at all."""
+        if self.folder is None or (_process() or 0) > 0:
+            return
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for name, parameter in self.parameters.items():
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"optimizer.{key}.{name}"] = value
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.folder / f"{_CHECKPOINT}.partial"
+        save_file(
+            {name: value.detach().contiguous() for name, value in tensors.items()},
+            partial,
+            {"fxfactor": json.dumps({"epoch": epoch, **self.settings})},
+        )
+        os.replace(partial, self.folder / _CHECKPOINT)
+
+    def _load(self) -> tuple[int, dict[str, Tensor]]:
+        """Load the weights of the checkpoint, if any: the epoch that comes next, and all tensors that were kept."""
+        path = None if self.folder is None else self.folder / _CHECKPOINT
+        if path is None or not path.exists():
+            return 0, {}
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get("fxfactor", "{}"))
+        epoch = about.pop("epoch", None)
+        if epoch is None or about != self.settings:
+            raise PreconditionError(
+                f"the checkpoint {str(path)!r} is of another run: it has {about}, this run {self.settings}; "
+                "give the same settings to go on, or another folder to start anew"
+            )
+        saved = load_file(path, device=str(next(self.model.parameters()).device))
+        weights = {name.removeprefix("model."): value for name, value in saved.items() if name.startswith("model.")}
+        self.model.load_state_dict(weights)
+        return int(epoch) + 1, saved
+
+
+def _process() -> int | None:
+    """The rank of this process under torchrun; None where there is only one process."""
+    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else None
+
+
+def _finite(loss: float, epoch: int, step: int) -> float:
+    if not math.isfinite(loss):
+        raise FxfactorError(
+            f"the loss is {loss} at step {step} of epoch {epoch}; lower learning_rate, or check the images for values "
+            "that are not finite"
+        )
+    return loss
+
+
+def _require_settings(epochs: int, learning_rate: float, teacher: nn.Module | None, label_weight: float) -> None:
+    if epochs < 1 or not 0 < learning_rate < math.inf or not 0 <= label_weight < math.inf:
+        raise PreconditionError(
+            "fine-tuning needs epochs ≥ 1, learning_rate > 0 and label_weight ≥ 0, found "
+            f"epochs={epochs}, learning_rate={learning_rate}, label_weight={label_weight}"
+        )
+    if teacher is not None and not isinstance(teacher, nn.Module):
+        raise PreconditionError(
+            f"teacher must be the network that was transformed, found {type(teacher).__name__}; pass teacher=model"
+        )

@@ -1,0 +1,237 @@
+"""QONNX on disk, proven: the file is executed again in qonnx and compared with the torch model before it appears."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Interpreter, Node
+from torch.utils._pytree import tree_leaves
+
+from fxfactor.errors import ExportError, PreconditionError
+from fxfactor.files import new_file
+from fxfactor.graph.compare import random_inputs, relative_difference
+from fxfactor.graph.normal_form import finish
+from fxfactor.graph.questions import is_quantizer, module_of, placeholders
+from fxfactor.graph.tracing import is_random_drop
+from fxfactor.passes.legalize_for_finn import LegalizeForFinn
+
+if TYPE_CHECKING:
+    from qonnx.core.modelwrapper import ModelWrapper
+
+
+TOLERANCE = 1e-5
+"""Largest relative difference between the file, executed in qonnx, and the torch model."""
+
+_TIE = 1e-3
+"""How near to the middle between two levels, in steps, a value must be for float32 rounding to tip it over."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `fxfactor.export` wrote and how it was checked.
+
+    relative_difference: largest |qonnx − torch| / largest |torch| on the example inputs. rounding_ties: activations that
+    lay in the middle between two levels, where float32 sums of another order round to the other one; the check took
+    torch's side there and went on.
+    """
+
+    path: Path
+    relative_difference: float
+    rounding_ties: int
+
+
+def export(
+    qmodel: GraphModule,
+    path: str | Path,
+    target: Literal["qonnx", "finn"] = "qonnx",
+    example_inputs: Tensor | tuple[Any, ...] | None = None,
+) -> Exported:
+    """Write the network as QONNX, with the shapes of its capture (or of `example_inputs`), as it is in eval mode.
+
+    The file is cleaned up by qonnx, executed by it and compared with `qmodel` on `example_inputs` (normally distributed
+    ones where none are given): a file that differs by more than 1e-5 of the largest output is not left behind.
+    `target="finn"` rewrites the network first into the forms that FINN accepts (`fxfactor.finn`).
+
+    Raises PreconditionError where `qmodel` is no captured graph or the place cannot be written to, ExportError where a
+    layer has no ONNX form or the file computes something else.
+    """
+    if not isinstance(qmodel, GraphModule):
+        raise PreconditionError(
+            f"export needs what fxfactor.transform gives, found {type(qmodel).__name__}; transform the model first"
+        )
+    if target not in ("qonnx", "finn"):
+        raise PreconditionError(f'target must be "qonnx" or "finn", found {target!r}')
+    if isinstance(example_inputs, Tensor):
+        example_inputs = (example_inputs,)
+    graph = _frozen(qmodel)
+    if target == "finn":
+        graph = legalize(graph)
+    inputs = random_inputs(graph) if example_inputs is None else tuple(x.cpu().float() for x in example_inputs)
+    with new_file(path, "exporting") as temporary:
+        _write(graph, inputs, temporary)
+        difference, ties = _compare(graph, inputs, temporary)
+    return Exported(Path(path), difference, ties)
+
+
+def _frozen(qmodel: GraphModule) -> GraphModule:
+    """A float32 copy on the CPU in eval mode, without what only works in training."""
+    graph = copy.deepcopy(qmodel).eval().cpu().float()
+    for node in list(graph.graph.nodes):
+        module = module_of(node)
+        if module is not None and is_random_drop(module):
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+    return finish(graph)
+
+
+def write_qonnx(model: nn.Module, inputs: tuple[Any, ...], path: Path, **options: Any) -> None:
+    """Brevitas' export as it is, nothing cleaned up and nothing compared. Raises what torch and Brevitas raise."""
+    with warnings.catch_warnings(), _without_lint():
+        warnings.simplefilter("ignore")
+        from brevitas.export import export_qonnx
+
+        # the dynamo exporter breaks residual additions (Xilinx/brevitas issue 1608)
+        export_qonnx(model, inputs if len(inputs) > 1 else inputs[0], str(path), dynamo=False, **options)
+
+
+@contextmanager
+def _without_lint() -> Iterator[None]:
+    """TorchScript's exporter checks its own graph ten times, in a time that grows with the square of the layers.
+
+    For hundreds of branches this is nine tenths of the export. What it writes is executed and compared in any case.
+    """
+    lint = getattr(torch._C, "_jit_pass_lint", None)
+    if lint is None:  # a torch to come
+        yield
+        return
+    vars(torch._C)["_jit_pass_lint"] = lambda graph: None
+    try:
+        yield
+    finally:
+        vars(torch._C)["_jit_pass_lint"] = lint
+
+
+def _write(graph: GraphModule, inputs: tuple[Tensor, ...], path: Path) -> None:
+    names = [node.name for node in placeholders(graph)][: len(inputs)]
+    try:
+        write_qonnx(graph, inputs, path, input_names=names)
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+        raise ExportError(
+            f"the network has no ONNX form: {str(error).strip().splitlines()[0]}; "
+            "replace that operation in the model, or export a part without it"
+        ) from error
+
+
+def _compare(graph: GraphModule, inputs: tuple[Tensor, ...], path: Path) -> tuple[float, int]:
+    """Clean up the file, execute it and compare; gives the relative difference and the number of rounding ties."""
+    from qonnx.core.modelwrapper import ModelWrapper
+    from qonnx.util.cleanup import cleanup_model
+
+    from fxfactor.storage.onnx_names import record_sites
+
+    raw = ModelWrapper(str(path))
+    named = ModelWrapper(str(path))
+    record_sites(named.model)
+    cleaned = cleanup_model(named)
+    with torch.no_grad():
+        wanted = tree_leaves(graph(*inputs))
+    feeds = {info.name: x.numpy() for info, x in zip(_inputs_of(cleaned), inputs, strict=True)}
+    difference, ties = relative_difference(_execute(cleaned, feeds), wanted), 0
+    if not difference <= TOLERANCE:
+        found, ties = _execute_with_ties(raw, graph, inputs)
+        difference = relative_difference(found, wanted)
+    if not difference <= TOLERANCE:
+        raise ExportError(
+            f"the exported file computes something else: relative difference {difference:.2g} on the example input, at "
+            f"most {TOLERANCE:g} was required; nothing was written. Please report it with the model"
+        )
+    cleaned.save(str(path))
+    return difference, ties
+
+
+def _inputs_of(model: ModelWrapper) -> list[Any]:
+    """The graph inputs that are no initializers: Brevitas lists both."""
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    return [info for info in model.graph.input if info.name not in initializers]
+
+
+def _execute(model: ModelWrapper, feeds: dict[str, np.ndarray]) -> list[Tensor]:
+    from qonnx.core.onnx_exec import execute_onnx
+
+    outputs = execute_onnx(model, feeds)
+    return [torch.from_numpy(np.asarray(outputs[info.name])) for info in model.graph.output]
+
+
+class _Recorder(Interpreter):
+    """Runs the graph and keeps what each call of a quantizer gave, in order."""
+
+    def __init__(self, graph: GraphModule) -> None:
+        super().__init__(graph)
+        self.quantized: list[np.ndarray] = []
+
+    def run_node(self, node: Node) -> Any:
+        value = super().run_node(node)
+        if is_quantizer(module_of(node)):
+            self.quantized.append(value.numpy())
+        return value
+
+
+def _execute_with_ties(model: ModelWrapper, graph: GraphModule, inputs: tuple[Tensor, ...]) -> tuple[list[Tensor], int]:
+    """Execute node by node, quantizer by quantizer beside torch; where the two differ by a rounding tie, go torch's way."""
+    from qonnx.core.onnx_exec import execute_node
+    from qonnx.transformation.infer_shapes import InferShapes
+    from qonnx.util.basic import get_preferred_qonnx_opset
+
+    recorder = _Recorder(graph)
+    with torch.no_grad():
+        recorder.run(*inputs, enable_io_processing=False)
+    model = model.transform(InferShapes())
+    context = model.make_empty_exec_context()
+    constants = {tensor.name for tensor in model.graph.initializer}
+    for info, x in zip(_inputs_of(model), inputs, strict=True):
+        context[info.name] = x.numpy()
+    opsets = model.get_opset_imports()
+    ties = 0
+    for node in model.graph.node:
+        execute_node(node, context, model.graph, opsets.get(node.domain, get_preferred_qonnx_opset()))
+        if all(name in constants for name in node.input):
+            constants.update(node.output)
+        if node.op_type == "Quant" and node.input[0] not in constants:
+            wanted = _take_closest(recorder.quantized, context[node.output[0]])
+            ties += _settle_ties(node, context, wanted)
+    return [torch.from_numpy(np.asarray(context[info.name])) for info in model.graph.output], ties
+
+
+def _take_closest(candidates: list[np.ndarray], found: np.ndarray) -> np.ndarray:
+    """Remove from `candidates` the tensor that `found` is the counterpart of: branches may be in another order."""
+    fitting = [index for index, x in enumerate(candidates) if x.shape == found.shape]
+    return candidates.pop(min(fitting, key=lambda index: float(np.abs(candidates[index] - found).sum())))
+
+
+def _settle_ties(node: Any, context: dict[str, np.ndarray], wanted: np.ndarray) -> int:
+    """Take torch's values where they differ by a tie only; raise ExportError where they differ otherwise."""
+    found, scale = context[node.output[0]], context[node.input[1]]
+    differs = np.abs(found - wanted) > scale / 2
+    steps = (context[node.input[0]] / scale)[differs]
+    from_middle = np.abs(np.abs(steps - np.floor(steps)) - 0.5)
+    if len(from_middle) and from_middle.max() > _TIE:
+        raise ExportError(
+            f"the exported file computes something else from {node.name!r} on: {len(from_middle)} activations of "
+            f"{found.size} get another level than in torch; nothing was written. Please report it with the model"
+        )
+    context[node.output[0]] = wanted.astype(np.float32)
+    return len(from_middle)
+
+
+def legalize(graph: GraphModule) -> GraphModule:
+    """The same function in forms that FINN maps to hardware (`fxfactor.passes.LegalizeForFinn`); `graph` is kept."""
+    return LegalizeForFinn()(graph).graph
