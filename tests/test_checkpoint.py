@@ -64,7 +64,7 @@ def test_the_folder_holds_two_files_and_no_pickle(tmp_path):
     assert sorted(path.name for path in (tmp_path / "net").iterdir()) == ["model.safetensors", "plan.json"]
     assert [path.name for path in tmp_path.iterdir()] == ["net"]
     assert json.loads((tmp_path / "net" / "plan.json").read_text())["layers"]["block.conv1"]["groups"] == 2
-    assert fxfactor.checkpoint.read_about(tmp_path / "net")["source"] == "package.module:factory"
+    assert fxfactor.storage.checkpoint.read_about(tmp_path / "net")["source"] == "package.module:factory"
 
 
 def test_a_folder_of_ours_is_replaced(tmp_path):
@@ -104,7 +104,9 @@ def test_a_failure_while_writing_leaves_nothing(tmp_path, monkeypatch, broken):
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fxfactor.checkpoint.save_file" if broken == "save_file" else "fxfactor.plan.Plan.save", fail)
+    monkeypatch.setattr(
+        "fxfactor.storage.checkpoint.save_file" if broken == "save_file" else "fxfactor.plan.plan.Plan.save", fail
+    )
     with pytest.raises(OSError, match="No space left on device"):
         save(transformed(), tmp_path / "net")
     assert list(tmp_path.iterdir()) == []
@@ -115,7 +117,7 @@ def test_a_failure_while_writing_leaves_the_earlier_network(tmp_path, monkeypatc
     save(graph, tmp_path / "net")
     before = (tmp_path / "net" / "model.safetensors").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr("fxfactor.plan.Plan.save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space")))
+        patch.setattr("fxfactor.plan.plan.Plan.save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space")))
         with pytest.raises(OSError, match="No space"):
             save(transformed(level=2), tmp_path / "net")
     assert (tmp_path / "net" / "model.safetensors").read_bytes() == before

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,8 +22,8 @@ from fxfactor import ExportError, PreconditionError, calibrate, capture, export,
 from fxfactor.graph import is_quantizer
 from fxfactor.graph.compare import random_inputs
 from fxfactor.quantization.brevitas_layers import is_signed, set_limit
+from fxfactor.storage import qonnx as exporting
 
-exporting = import_module("fxfactor.export")  # the module: fxfactor.export is the function
 IMAGES = (1, 3, 16, 16)
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from fxfactor.errors import FinnError
 from fxfactor.finn import rules
-from fxfactor.finn.integer import interpret
+from fxfactor.finn.integer.interpret import interpret
 from fxfactor.finn.process.load import load_model
 from fxfactor.finn.rules import Finding
 from fxfactor.storage.onnx_names import record_sites

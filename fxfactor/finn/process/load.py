@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fxfactor.errors import FinnError
-from fxfactor.finn.integer import interpret
 from fxfactor.finn.integer.builder import METADATA
 from fxfactor.finn.integer.execute import execute
+from fxfactor.finn.integer.interpret import interpret
 from fxfactor.finn.rules import Finding
 
 if TYPE_CHECKING:
