@@ -108,6 +108,11 @@ def test_plan_goes_to_the_screen(capsys: pytest.CaptureFixture[str]) -> None:
     assert fxfactor.Plan.from_json(capsys.readouterr().out).layers["3"].groups == 16
 
 
+def test_a_plan_without_a_level_is_that_of_level_3(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("plan", *SMALL) == 0
+    assert fxfactor.Plan.from_json(capsys.readouterr().out).layers["3"].groups == 8
+
+
 def test_width_is_channels_between_the_factors(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("plan", *SMALL, "--level", "depthwise", "--width", "2") == 0
     assert fxfactor.Plan.from_json(capsys.readouterr().out).layers["3"].mid == 32
@@ -248,6 +253,6 @@ def test_importing_is_cheap(statement: str, heavy: tuple[str, ...]) -> None:
 
 
 def test_public_names_are_functions_whatever_was_imported_before() -> None:
-    code = "import fxfactor.capture, fxfactor.passes, fxfactor; print([callable(getattr(fxfactor, n)) for n in fxfactor.__all__])"
+    code = "import fxfactor.recovery.finetune as ft, fxfactor.graph.capture, fxfactor.passes, fxfactor; print([callable(getattr(fxfactor, n)) for n in fxfactor.__all__])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
     assert "False" not in done.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,9 +19,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn import functional as F
 
-from fxfactor import ExportError, PreconditionError, calibrate, capture, export, transform
+from fxfactor import Change, ExportError, GraphError, PreconditionError, Skip, calibrate, capture, export, transform
 from fxfactor.graph import is_quantizer
 from fxfactor.graph.compare import random_inputs
+from fxfactor.passes import LegalizeForFinn
 from fxfactor.quantization.brevitas_layers import is_signed, set_limit
 from fxfactor.storage import qonnx as exporting
 
@@ -249,3 +251,42 @@ def test_two_exports_are_the_same(tmp_path):
     graph = calibrate(ready(ResidualNet()), [torch.randn(4, *IMAGES[1:])])
     first, second = (export(graph, tmp_path / name).path.read_bytes() for name in ("a.onnx", "b.onnx"))
     assert first == second
+
+
+def _swap_branches(graph: GraphModule) -> None:
+    """Exchange the weights of two branches of a grouped convolution that was split."""
+    first, second = (graph.get_submodule(f"3.spatial.{index}").weight for index in (0, 1))
+    first.data, second.data = second.data.clone(), first.data.clone()
+
+
+def _grouped() -> GraphModule:
+    return ready(nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3)), level=1)
+
+
+def test_a_rewrite_for_finn_that_changes_the_function_is_a_defect(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rewrite = LegalizeForFinn.rewrite
+
+    def wrong(self: LegalizeForFinn, graph: GraphModule) -> Iterator[Change | Skip]:
+        yield from rewrite(self, graph)
+        _swap_branches(graph)
+
+    monkeypatch.setattr(LegalizeForFinn, "rewrite", wrong)
+    with pytest.raises(GraphError, match="calls itself exact but changed the function"):
+        export(_grouped(), tmp_path / "net.onnx", target="finn")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_file_is_compared_with_the_network_before_it_was_rewritten(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def wrong(graph: GraphModule) -> GraphModule:
+        result = LegalizeForFinn()(graph).graph
+        _swap_branches(result)
+        return result
+
+    monkeypatch.setattr(exporting, "legalize", wrong)
+    with pytest.raises(ExportError, match="the exported file computes something else"):
+        export(_grouped(), tmp_path / "net.onnx", target="finn")
+    assert not list(tmp_path.iterdir())

@@ -146,6 +146,17 @@ def test_loss_that_is_not_finite_stops_the_run():
         finetune(compressed(bits=None), [(images() * float("nan"), labels())])
 
 
+@pytest.mark.parametrize("broken", [[], [(images() * float("nan"), labels())]])
+def test_a_run_that_fails_leaves_every_module_in_its_mode(broken):
+    qmodel = compressed()
+    qmodel.eval()
+    next(qmodel.children()).train()
+    before = [module.training for module in qmodel.modules()]
+    with pytest.raises(FxfactorError):
+        finetune(qmodel, broken)
+    assert [module.training for module in qmodel.modules()] == before
+
+
 WORKER = """
 import sys; sys.path.insert(0, {tests!r})
 import torch

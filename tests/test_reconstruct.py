@@ -117,7 +117,7 @@ def test_one_image_is_enough():
 
 def test_empty_loader_is_refused():
     original = network()
-    with pytest.raises(PreconditionError, match="at least one batch of calibration images"):
+    with pytest.raises(PreconditionError, match="at least one batch of images"):
         reconstruct(original, compressed(original), [])
 
 

@@ -139,9 +139,7 @@ def test_channels_that_are_always_zero_are_survived():
 
 def test_refusals():
     model, graph = quantized()
-    with pytest.raises(
-        PreconditionError, match="rounding needs at least one batch of calibration images, found an empty"
-    ):
+    with pytest.raises(PreconditionError, match="rounding needs at least one batch of images, found an empty"):
         round_weights(model, graph, [])
     plain = FactorizeDepth(level=1)(fxfactor.capture(model, images(1))).graph
     with pytest.raises(

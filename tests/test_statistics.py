@@ -137,7 +137,7 @@ def test_one_image_is_enough_to_run():
 
 def test_empty_loader_is_refused():
     original = network()
-    with pytest.raises(PreconditionError, match="at least one batch of calibration images"):
+    with pytest.raises(PreconditionError, match="at least one batch of images"):
         fit_to_outputs(original, factorized(original), [])
 
 

@@ -12,23 +12,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
 
 from fxfactor.analysis.measures import Spread
 from fxfactor.analysis.rows import spread_row, variant_rows, weight_rows
 from fxfactor.analysis.table import ORIGINAL, Distribution, Distributions
 from fxfactor.analysis.taps import VariantTaps, channel_axis, count, output_node
 from fxfactor.errors import PreconditionError
-from fxfactor.graph.capture import capture
+from fxfactor.graph.capture import as_graph
 from fxfactor.graph.questions import LAYERS, Site, placeholders, shape_of, sites
-from fxfactor.graph.watching import inputs_of
+from fxfactor.graph.watching import evaluating, inputs_of, not_empty, record
 from fxfactor.progress import track
 
 _KEPT_BYTES = 256 * 2**20
@@ -55,27 +54,13 @@ def distributions(
     """
     variants = {"transformed": qmodel} if isinstance(qmodel, GraphModule) else qmodel
     _require_graphs(variants)
-    original = original_of(model, next(iter(variants.values())))
+    original = as_graph(model, next(iter(variants.values())))
     _require_matching(original, variants)
     walk = _Measurement(original, variants)
-    with _evaluating(variants.values()):
-        for batch in track(loader, "measuring"):
+    with evaluating(*variants.values()):
+        for batch in not_empty(track(loader, "measuring"), "the measurement of distributions"):
             walk.add(inputs_of(batch))
-    if not walk.images:
-        raise PreconditionError("distributions need at least one batch of images, found an empty loader")
     return Distributions(tuple(chain(walk.rows(), _unreached(model, original))), walk.images)
-
-
-@contextmanager
-def _evaluating(graphs: Iterable[nn.Module]) -> Iterator[None]:
-    modes = {module: module.training for graph in graphs for module in graph.modules()}
-    for module in modes:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _require_graphs(variants: Any) -> None:
@@ -92,14 +77,6 @@ def _require_graphs(variants: Any) -> None:
             )
     if ORIGINAL in variants:
         raise PreconditionError(f"no variant can be called {ORIGINAL!r}: that is the name of the network as it was")
-
-
-def original_of(model: nn.Module, like: GraphModule) -> GraphModule:
-    """`model` captured for the input shapes of `like`, or a copy of it where it is a captured graph already."""
-    if isinstance(model, GraphModule):
-        return capture(model)
-    parameter = next(model.parameters(), torch.empty(0)) if isinstance(model, nn.Module) else torch.empty(0)
-    return capture(model, tuple(torch.zeros(shape_of(node)).to(parameter) for node in placeholders(like)))
 
 
 def _require_matching(original: GraphModule, variants: Mapping[str, GraphModule]) -> None:
@@ -124,20 +101,6 @@ def _require_matching(original: GraphModule, variants: Mapping[str, GraphModule]
                 )
 
 
-class _Recorder(Interpreter):
-    """Runs the original and keeps what some of its nodes compute."""
-
-    def __init__(self, graph: GraphModule, wanted: set[Node]) -> None:
-        super().__init__(graph)
-        self.wanted, self.values = wanted, dict[Node, Tensor]()
-
-    def run_node(self, node: Node) -> Any:
-        value = super().run_node(node)
-        if node in self.wanted:
-            self.values[node] = value
-        return value
-
-
 class _Measurement:
     """The original and all variants on the same images, part by part."""
 
@@ -146,7 +109,7 @@ class _Measurement:
         self.images = 0
         self.inputs = {name: site.nodes[0].all_input_nodes[0] for name, site in self.sites.items()}
         self.outputs = {name: output_node(site) for name, site in self.sites.items()}
-        self.recorder = _Recorder(original.eval(), {*self.inputs.values(), *self.outputs.values()})
+        self.original = original.eval()
         self.parameter = next(original.parameters())
         self.variants = [VariantTaps(name, graph) for name, graph in variants.items()]
         self.spreads: dict[Node, Spread] = {}
@@ -159,21 +122,19 @@ class _Measurement:
 
     def add(self, batch: Tensor) -> None:
         """Measure on a batch of images."""
-        _require_shape(batch, self.recorder.module)
+        _require_shape(batch, self.original)
         with torch.no_grad():
             for images in batch.to(self.parameter).split(self.part):
                 self._add(images)
         self.images += len(batch)
 
     def _add(self, images: Tensor) -> None:
-        self.recorder.run(images, enable_io_processing=False)
-        values = self.recorder.values
+        _, values = record(self.original, (images,), self.spreads)
         for node, spread in self.spreads.items():
             count(spread, values[node], ORIGINAL, str(node.target))
         wanted = {name: (values[self.inputs[name]], values[self.outputs[name]]) for name in self.sites}
         for variant in self.variants:
             variant.add(images, wanted)
-        values.clear()
 
     def rows(self) -> Iterator[Distribution]:
         """The rows of the original, then those of every variant."""

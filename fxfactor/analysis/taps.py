@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any, cast
 
 from torch import Tensor, nn
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
 
 from fxfactor.analysis.measures import Difference, RoundingLoss, Spread, plain
 from fxfactor.errors import PreconditionError
 from fxfactor.graph.dataflow import input_quantizer, sources
 from fxfactor.graph.questions import Site, is_quantizer, module_of, shape_of, sites
+from fxfactor.graph.watching import watch
 from fxfactor.quantization.brevitas_layers import get_limit, is_quantized_layer, is_signed, quantizer_bits
+from fxfactor.quantization.levels import integer_range, scale_at
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
@@ -49,9 +51,8 @@ class QuantizerTap:
     def __init__(self, node: Node, quantizer: nn.Module) -> None:
         self.path, self.quantizer = str(node.target), quantizer
         self.bits, self.signed = quantizer_bits(quantizer), is_signed(quantizer)
-        self.low = -(2 ** (self.bits - 1)) if self.signed else 0
-        self.high = self.low + 2**self.bits - 1
-        self.scale = get_limit(quantizer) / (-self.low if self.signed else self.high)
+        self.low, self.high = integer_range(self.bits, self.signed)
+        self.scale = scale_at(get_limit(quantizer), self.bits, self.signed)
         axis = channel_axis(node)
         self.spread, self.rounding = Spread(axis), RoundingLoss(self.low, self.high, axis)
 
@@ -118,12 +119,11 @@ def _unrounded(module: nn.Module, x: Tensor) -> Tensor:
     return module(x)
 
 
-class VariantTaps(Interpreter):
+class VariantTaps:
     """Runs a transformed network and measures it on the way."""
 
     def __init__(self, name: str, graph: GraphModule) -> None:
-        super().__init__(graph)
-        self.variant = name
+        self.variant, self.graph = name, graph
         self.sites = sites(graph)
         calls = [node for node in graph.graph.nodes if is_quantizer(module_of(node))]
         self.quantizers = {node: QuantizerTap(node, cast(nn.Module, module_of(node))) for node in calls}
@@ -135,7 +135,6 @@ class VariantTaps(Interpreter):
                 source = layer.all_input_nodes[0]
                 if self.unquantized(layer):
                     self.plain[source] = Spread(channel_axis(source, isinstance(module_of(layer), nn.Linear)))
-        self._wanted: dict[str, tuple[Tensor, Tensor]] = {}
 
     def quantizers_before(self, layer: Node) -> list[Node]:
         """The quantizer calls that the input of a layer comes from."""
@@ -147,20 +146,16 @@ class VariantTaps(Interpreter):
 
     def add(self, images: Tensor, wanted: dict[str, tuple[Tensor, Tensor]]) -> None:
         """Measure on a batch; `wanted` has what enters and what leaves each site in the original network."""
-        self._wanted = wanted
-        self.run(images, enable_io_processing=False)
+
+        def see(node: Node, arguments: tuple[Any, ...], value: Any) -> None:
+            if node in self.quantizers:
+                self.quantizers[node].add(arguments[0], value, self.variant)
+            if node in self.plain:
+                count(self.plain[node], value, self.variant, str(node.target))
+            if node in self._output_at:
+                output = self._output_at[node]
+                output.add_output(value, wanted[output.site.name][1], self.variant)
+
+        watch(self.graph, (images,), see)
         for name, output in self.outputs.items():
             output.add_alone(*wanted[name])
-        self._wanted = {}
-
-    def run_node(self, node: Node) -> Any:
-        before = self.fetch_args_kwargs_from_env(node)[0][0] if node in self.quantizers else None
-        value = super().run_node(node)
-        if before is not None:
-            self.quantizers[node].add(before, value, self.variant)
-        if node in self.plain:
-            count(self.plain[node], value, self.variant, str(node.target))
-        if node in self._output_at:
-            output = self._output_at[node]
-            output.add_output(value, self._wanted[output.site.name][1], self.variant)
-        return value

@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fxfactor.cli.options import Images, Keep, Original, Weights, Widths, parse_bits, parse_levels
+from fxfactor.cli.options import (
+    BOARD,
+    ClockNs,
+    Images,
+    Keep,
+    Original,
+    Python,
+    TargetFps,
+    Weights,
+    Widths,
+    parse_bits,
+    parse_levels,
+)
 from fxfactor.errors import PreconditionError
 
 if TYPE_CHECKING:
@@ -31,14 +43,10 @@ def explore(
     ] = Path("explore.sqlite"),
     workers: Annotated[int, typer.Option(min=1, help="Levels that are walked side by side.")] = 1,
     ray: Annotated[bool, typer.Option("--ray", help="Workers on a Ray cluster.")] = False,
-    board: Annotated[
-        str | None, typer.Option(help="Also ask FINN for its estimates on this board, say ZCU104; needs finn-plus.")
-    ] = None,
-    target_fps: Annotated[int, typer.Option(help="Frames per second that FINN folds for.")] = 1000,
-    clock_ns: Annotated[float, typer.Option(help="Clock period in nanoseconds.")] = 5.0,
-    python: Annotated[
-        Path | None, typer.Option(help="Interpreter of an environment with finn-plus.", metavar="FILE")
-    ] = None,
+    board: Annotated[str | None, BOARD] = None,
+    target_fps: TargetFps = 1000,
+    clock_ns: ClockNs = 5.0,
+    python: Python = None,
     picture: Annotated[
         Path | None, typer.Option(help="Draw accuracy over BOPs: .png, .svg or .pdf.", metavar="FILE")
     ] = None,

@@ -9,16 +9,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from fxfactor.errors import FxfactorError
+from fxfactor.cli.options import BOARD, ClockNs, Python, TargetFps
 
 app = typer.Typer(help="From a QONNX file to what it costs on an FPGA.", no_args_is_help=True)
 
 File = Annotated[Path, typer.Argument(help="QONNX file that `fxfactor export --target finn` wrote")]
-Board = Annotated[str, typer.Option(help="Board as FINN names it, such as ZCU104 or Pynq-Z2")]
-Fps = Annotated[int, typer.Option(help="Frames per second to fold for")]
-Clock = Annotated[float, typer.Option(help="Clock period in nanoseconds")]
 Verify = Annotated[Path | None, typer.Option(help='.npz file with images "x" and the network\'s outputs "y" on them')]
-Python = Annotated[Path | None, typer.Option(help="Interpreter of an environment with finn-plus")]
 Timeout = Annotated[float, typer.Option(help="Seconds until FINN is stopped")]
 Cache = Annotated[Path | None, typer.Option(help="Folder for models kept between calls")]
 
@@ -29,12 +25,8 @@ def check(file: File) -> None:
     from fxfactor.finn.checking import check as run
     from fxfactor.finn.checking import table
 
-    console = Console()
-    try:
-        findings = run(file)
-    except FxfactorError as error:
-        raise _stop(error) from error
-    console.print(table(findings) if findings else f"FINN takes {file}: nothing found.")
+    findings = run(file)
+    Console().print(table(findings) if findings else f"FINN takes {file}: nothing found.")
     if any(finding.blocks for finding in findings):
         raise typer.Exit(1)
 
@@ -42,9 +34,9 @@ def check(file: File) -> None:
 @app.command()
 def estimate(
     file: File,
-    board: Board = "ZCU104",
-    target_fps: Fps = 1000,
-    clock_ns: Clock = 5.0,
+    board: Annotated[str, BOARD] = "ZCU104",
+    target_fps: TargetFps = 1000,
+    clock_ns: ClockNs = 5.0,
     verify: Verify = None,
     python: Python = None,
     timeout_s: Timeout = 3600.0,
@@ -62,9 +54,9 @@ def estimate(
 def prepare(
     folder: Annotated[Path, typer.Argument(help="New folder for the build")],
     file: File,
-    board: Board = "ZCU104",
-    target_fps: Fps = 1000,
-    clock_ns: Clock = 5.0,
+    board: Annotated[str, BOARD] = "ZCU104",
+    target_fps: TargetFps = 1000,
+    clock_ns: ClockNs = 5.0,
     verify: Verify = None,
     python: Python = None,
     timeout_s: Timeout = 3600.0,
@@ -79,15 +71,6 @@ def prepare(
 
 
 def _watched(run: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Run it with FINN's step on the screen; exit status 2 where it fails."""
-    with Console().status("starting FINN") as status:
-        try:
-            return run(*arguments, **options, progress=lambda step: status.update(step))
-        except FxfactorError as error:
-            raise _stop(error) from error
-
-
-def _stop(error: FxfactorError) -> typer.Exit:
-    """Print what went wrong to standard error, without a traceback."""
-    Console(stderr=True).print(str(error), style="red", markup=False, highlight=False)
-    return typer.Exit(2)
+    """Run it with FINN's step on the screen."""
+    with Console(stderr=True).status("starting FINN") as status:
+        return run(*arguments, **options, progress=lambda step: status.update(step))

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 
-def _parse_level(text: str) -> Any:
+def _parse_level(given: str | int) -> Any:
+    text = str(given)  # typer parses a default, which is a number, as well
     if text == "depthwise":
         return text
     if text.isdecimal():
@@ -113,4 +114,13 @@ Widths = Annotated[
         metavar="WIDTHS",
         help="Channels between the factors to choose from, as multiples of the input channels: 1,1.5,2",
     ),
+]
+
+
+BOARD: Any = typer.Option(help="Board as FINN names it, such as ZCU104, KV260_SOM or Pynq-Z2; needs finn-plus.")
+TargetFps = Annotated[int, typer.Option(min=1, help="Frames per second on the board.")]
+ClockNs = Annotated[float, typer.Option(help="Clock period on the board in nanoseconds.")]
+Python = Annotated[
+    Path | None,
+    typer.Option(help="Interpreter of an environment with finn-plus, this one if not given.", metavar="FILE"),
 ]

@@ -7,7 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
-from fxfactor.cli.options import Images, Keep, Original, Weights, Widths, parse_bits, parse_levels
+from fxfactor.cli.options import (
+    BOARD,
+    ClockNs,
+    Images,
+    Keep,
+    Original,
+    Python,
+    TargetFps,
+    Weights,
+    Widths,
+    parse_bits,
+    parse_levels,
+)
 
 
 def search(
@@ -29,14 +41,10 @@ def search(
     dsp: Annotated[float | None, typer.Option(help="Budget of DSP slices; up to 1: share.")] = None,
     keep: Keep = None,
     finn: Annotated[bool, typer.Option("--finn", help="Only groups that FINN can build with few branches.")] = False,
-    board: Annotated[
-        str | None, typer.Option(help="Board that the network shall fit, say ZCU104; needs finn-plus.")
-    ] = None,
-    target_fps: Annotated[int, typer.Option(min=1, help="Frames per second on the board.")] = 1000,
-    clock_ns: Annotated[float, typer.Option(help="Clock period on the board in nanoseconds.")] = 5.0,
-    python: Annotated[
-        Path | None, typer.Option(help="Interpreter of an environment with finn-plus.", metavar="FILE")
-    ] = None,
+    board: Annotated[str | None, BOARD] = None,
+    target_fps: TargetFps = 1000,
+    clock_ns: ClockNs = 5.0,
+    python: Python = None,
     output: Annotated[
         Path,
         typer.Option("--output", "-o", help="Plan to write, for [bold]fxfactor transform --plan[/].", metavar="FILE"),

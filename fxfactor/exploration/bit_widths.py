@@ -22,7 +22,7 @@ from fxfactor.graph.questions import LAYERS, is_quantizer, layers, sites
 from fxfactor.plan.plan import Plan
 from fxfactor.quantization.brevitas_layers import is_signed, quantizer_bits
 from fxfactor.quantization.histogram import Histogram, best_limit
-from fxfactor.quantization.levels import rounded_weight
+from fxfactor.quantization.levels import integer_range, rounded_weight, scale_at
 from fxfactor.quantization.plain_copy import FixedQuantizer, plain_layer
 
 LEAST_BITS, MOST_BITS = 2, 8
@@ -87,6 +87,5 @@ class BitWidths:
 def _rounding(quantizer: nn.Module, bits: int, histogram: Histogram) -> FixedQuantizer:
     signed = is_signed(quantizer)
     limit, at_most = best_limit(histogram, bits, signed), getattr(quantizer, "at_most", None)
-    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     reach = torch.tensor(limit if at_most is None else min(limit, at_most), dtype=torch.float32)
-    return FixedQuantizer(reach / (2 ** (bits - 1) if signed else high), low, high)
+    return FixedQuantizer(scale_at(reach, bits, signed), *integer_range(bits, signed))

@@ -20,7 +20,7 @@ from fxfactor.errors import PreconditionError
 from fxfactor.exploration.result import Exploration
 from fxfactor.exploration.rung import BitPair, FineTune, Metric, Progressed, Rung, RungWalk, Setup, Task, top1
 from fxfactor.exploration.state_file import Candidate, Store
-from fxfactor.graph.watching import first_images
+from fxfactor.graph.watching import images_of
 from fxfactor.plan.ladder import Level, check_bits, check_level, check_width
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def explore(
     """
     rungs, pairs = rungs_of(levels, widths), pairs_of(bits)
     _check(pairs, workers, engine)
-    batches = first_images(train, images)
+    batches = images_of(train, "an exploration", images)
     target = None if board is None else _target(board, target_fps, clock_ns, python)
     setup = Setup(model, batches, validation, metric, finetune, boundary_bits, tuple(keep), target)
     about = _about(setup, validation)

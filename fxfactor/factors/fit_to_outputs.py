@@ -16,13 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from fxfactor.errors import PreconditionError
 from fxfactor.factors.fit import fitted_factors
 from fxfactor.factors.least_squares import PatchMoments
 from fxfactor.factors.lockstep import Lockstep, moments_of
 from fxfactor.factors.weights import Factors, svd_factors
 from fxfactor.graph.questions import BatchNorm, Convolution, Site, batch_norm_behind, sites
-from fxfactor.graph.watching import inputs_of
+from fxfactor.graph.watching import images_of
 from fxfactor.progress import track
 
 
@@ -59,11 +58,7 @@ def fit_to_outputs(
     Cost: one run of both networks, d² multiplications per output position and site, d = C_in·∏kernel/groups, and the
     fit itself (`fitted_factors`). ResNet-20, 256 images: 9 s on one core. Raises PreconditionError without images.
     """
-    images = [inputs_of(batch) for batch in batches]
-    if not images:
-        raise PreconditionError(
-            "fitting to outputs needs at least one batch of calibration images, found an empty loader"
-        )
+    images = images_of(batches, "fitting to outputs")
     if len(images) < 4:
         images = [part for batch in images for part in batch.chunk(4)]
     original_walk, walk = Lockstep(original, images, memory_limit), Lockstep(graph, images, memory_limit)

@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from fxfactor.errors import FinnError
-from fxfactor.finn.boards import BOARDS, Resources
+from fxfactor.finn.boards import Resources
 from fxfactor.finn.integer.execute import execute
 from fxfactor.finn.process.cache import default_cache, publish, sweep
 from fxfactor.finn.process.load import IntegerNetwork, load_images, load_integers
-from fxfactor.finn.process.start import events, explain
+from fxfactor.finn.process.start import WORKER, events, explain
 from fxfactor.finn.process.worker import VERSION
 from fxfactor.finn.result import Estimate, HardwareLayer, Step
 from fxfactor.finn.target import Target
@@ -68,8 +68,8 @@ def estimate(
     Raises FinnError where a rule is broken, FINN is missing or of another version, a step fails or changes the result,
     `timeout_s` seconds pass, or the process dies. Nothing is left behind then.
     """
-    request = {"board": board, "target_fps": target_fps, "clock_ns": clock_ns, "tolerance": tolerance}
-    job = Job(Path(file), request, board, verify, images_per_step, python, timeout_s, cache, progress)
+    target = Target(board, clock_ns, target_fps, python)
+    job = Job(Path(file), target, verify, images_per_step, tolerance, timeout_s, cache, progress)
     with job.folder() as folder:
         return job.run(folder).estimate()
 
@@ -89,18 +89,18 @@ class Outcome:
 
     def estimate(self) -> Estimate:
         """The result of `fxfactor.finn.estimate`."""
-        reports, request = self.reports["reports"], self.job.request
+        reports, target = self.reports["reports"], self.job.target
         layers = _layers(self.reports, self.network)
         total = sum((layer.resources for layer in layers), Resources(0, 0, 0, 0))
         performance = reports["estimate_network_performance"]
         return Estimate(
-            board=self.job.board,
+            board=target.board,
             part=self.reports["part"],
-            clock_ns=request["clock_ns"],
-            target_fps=request["target_fps"],
+            clock_ns=target.clock_ns,
+            target_fps=target.target_fps,
             layers=layers,
             total=total,
-            available=BOARDS.get(self.job.board),
+            available=target.available,
             fps=performance["estimated_throughput_fps"],
             latency_ms=performance["estimated_latency_ns"] / 1e6,
             software=self.software,
@@ -115,23 +115,15 @@ class Job:
     """One run of the worker on one file."""
 
     file: Path
-    request: dict[str, Any]
-    board: str
+    target: Target
     verify: Any = None
     images_per_step: int = 1
-    python: str | Path | None = None
+    tolerance: float = 1e-5
     timeout_s: float = 3600.0
     cache: str | Path | None = None
     progress: Progress | None = None
-
-    def __post_init__(self) -> None:
-        clock_ns, target_fps = self.request["clock_ns"], self.request["target_fps"]
-        if not clock_ns > 0 or not target_fps > 0:
-            raise FinnError(f"required: clock_ns > 0 and target_fps > 0; found: {clock_ns} and {target_fps}")
-        if self.board not in BOARDS:
-            raise FinnError(
-                f"required: a board that FINN knows; found: {self.board!r}; choose from {', '.join(BOARDS)}"
-            )
+    generate: bool = False
+    """Whether FINN's code generation runs at the end."""
 
     @property
     def store(self) -> Path:
@@ -151,8 +143,16 @@ class Job:
         started, folder = time.monotonic(), Path(name)
         network = load_integers(self.file)
         onnx.save(network.model, str(folder / "integers.onnx"))
-        request = {**self.request, "folder": name, "model": str(folder / "integers.onnx")}
-        request.update(images=str(folder / "images.npz"), images_per_step=self.images_per_step if self.verify else 0)
+        request = {
+            "board": self.target.board,
+            "clock_ns": self.target.clock_ns,
+            "target_fps": self.target.target_fps,
+            "folder": name,
+            "model": str(folder / "integers.onnx"),
+            "images": str(folder / "images.npz"),
+            "images_per_step": self.images_per_step if self.verify else 0,
+            "generate": self.generate,
+        }
         compared = self._write_images(folder / "images.npz", network)
         kept = self.store / self._key(network)
         if kept.is_dir():
@@ -161,7 +161,7 @@ class Job:
         request["keep"] = str(kept)
         (folder / "request.json").write_text(json.dumps(request))
         outcome = Outcome(self, network, [compared])
-        for event in events(folder, self.python, self.timeout_s):
+        for event in events(WORKER, folder, self.target.python, self.timeout_s):
             self._receive(event, outcome, kept)
         outcome.seconds = time.monotonic() - started
         return outcome
@@ -186,10 +186,10 @@ class Job:
             raise FinnError(f"required: outputs of shape {found.shape}; found: {expected.shape}; see verify=")
         difference = float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-30))
         argmax = float((found.argmax(1) == expected.argmax(1)).mean())
-        if not difference <= self.request["tolerance"]:
+        if not difference <= self.tolerance:
             raise FinnError(
                 f"the network in integers differs from the outputs given by {difference:.2g} of the largest on "
-                f"{len(images)} images (equal argmax on {argmax:.0%}); required: at most {self.request['tolerance']:g}; "
+                f"{len(images)} images (equal argmax on {argmax:.0%}); required: at most {self.tolerance:g}; "
                 "compute the outputs of this network with fxfactor.finn.reference(qmodel, images) (float32 sums tip values "
                 "that lie next to a rounding threshold), then report it as a defect of fxfactor"
             )
@@ -197,7 +197,7 @@ class Job:
 
     def _key(self, network: IntegerNetwork) -> str:
         digest = hashlib.sha256(network.model.SerializeToString(deterministic=True))
-        digest.update(f"{FORMAT} {VERSION} {self.board} {self.python or sys.executable}".encode())
+        digest.update(f"{FORMAT} {VERSION} {self.target.board} {self.target.python or sys.executable}".encode())
         return digest.hexdigest()[:32]
 
     def _receive(self, event: dict[str, Any], outcome: Outcome, kept: Path) -> None:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from fxfactor.graph.questions import is_quantizer
 from fxfactor.quantization.brevitas_layers import is_quantized_layer, is_signed, quantizer_bits
+from fxfactor.quantization.levels import integer_range, round_to_levels
 
 
 @torch.no_grad()
@@ -49,9 +50,7 @@ def _quantize(quantizer: Any, x: Tensor) -> Tensor:
     scale = quantizer.act_quant.scale().double()
     bits, signed = quantizer_bits(quantizer), is_signed(quantizer)
     narrow = bool(quantizer.act_quant.is_narrow_range)
-    lowest = -(2 ** (bits - 1)) + narrow if signed else 0
-    highest = 2 ** (bits - 1) - 1 if signed else 2**bits - 1 - narrow
-    return torch.clamp(torch.round(x / scale), lowest, highest) * scale
+    return round_to_levels(x, scale, *integer_range(bits, signed, narrow))
 
 
 def _layer(layer: Any) -> nn.Module:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from fxfactor.errors import FinnError
-from fxfactor.finn.process.start import environment, explain
+from fxfactor.finn.process.start import COST_WORKER, events, explain
 from fxfactor.finn.target import Target
+from fxfactor.quantization.levels import integer_range
 
-WORKER = Path(__file__).with_name("process") / "cost_worker.py"
 _TIMEOUT_S = 1800.0
 
 Node = tuple[str, tuple[tuple[str, Any], ...]]
@@ -119,7 +117,7 @@ def thresholds(channels: int, size: tuple[int, ...], width: int, bits: int, sign
         _node(
             "Thresholding",
             PE=1,
-            ActVal=-(2 ** (bits - 1)) if signed else 0,
+            ActVal=integer_range(bits, signed)[0],
             NumChannels=channels,
             inputDataType=datatype(width),
             weightDataType=datatype(width),
@@ -164,38 +162,18 @@ def price(wanted: Sequence[Chain], target: Target) -> dict[Chain, Prices]:
     Raises FinnError where FINN is missing or of another version, or refuses.
     """
     different = list(dict.fromkeys(wanted))
+    prices: list[Prices] = []
     with tempfile.TemporaryDirectory() as folder:
-        request, response = Path(folder) / "request.json", Path(folder) / "response.json"
-        request.write_text(
-            json.dumps(
-                {
-                    "folder": folder,
-                    "board": target.board,
-                    "clock_ns": target.clock_ns,
-                    "target_fps": target.target_fps,
-                    "chains": [[(kind, dict(attributes)) for kind, attributes in chain] for chain in different],
-                }
-            )
-        )
-        interpreter = str(target.python or sys.executable)
-        try:
-            ended = subprocess.run(
-                [interpreter, str(WORKER), str(request), str(response)],
-                cwd=folder,
-                env={**environment(), "FINN_BUILD_DIR": folder},
-                capture_output=True,
-                text=True,
-                timeout=_TIMEOUT_S,
-                check=False,
-            )
-        except OSError as error:
-            raise FinnError(
-                f"required: a Python interpreter; found: {interpreter!r} ({error.strerror}); see python="
-            ) from error
-        if not response.exists():
-            tail = " | ".join(ended.stderr.strip().splitlines()[-3:])
-            raise FinnError(f"FINN's cost functions ended with status {ended.returncode}; last words: {tail}")
-        found = json.loads(response.read_text())
-    if "stop" in found:
-        raise FinnError(explain(found["stop"]))
-    return dict(zip(different, found["prices"], strict=True))
+        request = {
+            "folder": folder,
+            "board": target.board,
+            "clock_ns": target.clock_ns,
+            "target_fps": target.target_fps,
+            "chains": [[(kind, dict(attributes)) for kind, attributes in chain] for chain in different],
+        }
+        (Path(folder) / "request.json").write_text(json.dumps(request))
+        for event in events(COST_WORKER, Path(folder), target.python, _TIMEOUT_S):
+            if event["event"] == "stop":
+                raise FinnError(explain(event))
+            prices = event.get("prices", prices)
+    return dict(zip(different, prices, strict=True))

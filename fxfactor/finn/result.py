@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
 from fxfactor.finn.boards import Resources
+
+SCHEMA_VERSION = 1
+"""Of `Estimate.to_json`."""
 
 CAVEAT = (
     "FINN's analytic estimates, before synthesis: lower bounds. FIFOs, width converters and the shell are not in them, "
@@ -85,6 +90,15 @@ class Estimate:
     def fits(self) -> bool | None:
         """Whether the estimate stays below what the board has; True is no promise, since it is a lower bound."""
         return None if self.shares is None else all(share <= 1 for share in self.shares.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields under their own names, with `bottleneck` (a site), `shares` and `fits`; numbers, texts and lists only."""
+        derived = {"bottleneck": self.bottleneck.site, "shares": self.shares, "fits": self.fits}
+        return {"schema_version": SCHEMA_VERSION, **asdict(self), **derived}
+
+    def to_json(self) -> str:
+        """`to_dict` as JSON text."""
+        return json.dumps(self.to_dict(), indent=1) + "\n"
 
     def by_site(self) -> dict[str, tuple[Resources, int]]:
         """Site -> the sum of its hardware layers' resources, and the most cycles among them."""

@@ -219,8 +219,12 @@ def _is_real(x: Any) -> bool:
 
 
 def as_graph(model: nn.Module, like: GraphModule) -> GraphModule:
-    """A copy of `model` in normal form and eval mode, captured on inputs of the shapes that `like` takes."""
-    parameter = next(like.parameters())
-    inputs = tuple(torch.zeros(shape_of(node)).to(next(model.parameters())) for node in placeholders(like))
-    # a graph is copied and not traced anew: that would rename nodes, and boundaries are found by name
-    return capture(model, None if isinstance(model, GraphModule) else inputs).eval().to(parameter)
+    """A copy of `model` in normal form and eval mode, captured on inputs of the shapes that `like` takes.
+
+    In the precision and on the device of `like`. A graph is copied and not traced anew: that would rename its nodes.
+    """
+    inputs = None
+    if isinstance(model, nn.Module) and not isinstance(model, GraphModule):
+        own = next(model.parameters(), torch.empty(0))
+        inputs = tuple(torch.zeros(shape_of(node)).to(own) for node in placeholders(like))
+    return capture(model, inputs).eval().to(next(like.parameters(), torch.empty(0)))

@@ -31,7 +31,7 @@ from fxfactor.plan.layer_plan import LayerPlan
 from fxfactor.plan.plan import Plan
 from fxfactor.planning.space import Shape, Space
 from fxfactor.quantization.brevitas_layers import is_signed
-from fxfactor.quantization.levels import rounded_weight
+from fxfactor.quantization.levels import integer_range, rounded_weight
 from fxfactor.recipe import transform
 
 SUMMED = ("lut", "bram", "dsp")
@@ -191,7 +191,7 @@ class HardwareLayers:
             layer = self.originals[name].modules[0]
             weight = rounded_weight(layer.weight.detach(), bits, layer).flatten(1)
             scale = layer.weight.detach().flatten(1).abs().amax(1, keepdim=True).clamp_min(1e-30)
-            integers = weight / (scale / (2 ** (bits - 1) - 1))
+            integers = weight / (scale / integer_range(bits, signed=True)[1])
             above, below = integers.clamp_min(0).mean(1), integers.clamp_max(0).abs().mean(1)
             self.spreads[name, bits] = (
                 float(torch.maximum(above, below).max()),

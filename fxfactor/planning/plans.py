@@ -21,7 +21,8 @@ from fxfactor.plan.explanation import Alternative, Explanation, SiteExplanation,
 from fxfactor.plan.plan import Plan
 from fxfactor.planning.integer_program import solve
 from fxfactor.planning.sensitivity import Measure, SiteErrors
-from fxfactor.planning.space import Bits, Option, SiteOptions, Space
+from fxfactor.planning.space import Option, SiteOptions, Space
+from fxfactor.quantization.levels import Bits
 from fxfactor.quantization.plain_copy import freeze
 from fxfactor.recipe import transform
 

@@ -15,13 +15,14 @@ from torch import nn
 
 from fxfactor.errors import PreconditionError
 from fxfactor.graph.capture import capture
-from fxfactor.graph.watching import first_images
+from fxfactor.graph.watching import images_of
 from fxfactor.plan.budget import HARDWARE, UNITS, Budget
 from fxfactor.plan.ladder import Level
 from fxfactor.plan.plan import Plan
 from fxfactor.planning.plans import best_plan, candidates, closest
 from fxfactor.planning.sensitivity import MEASURES, Measure, measure_errors
-from fxfactor.planning.space import Bits, space_of
+from fxfactor.planning.space import space_of
+from fxfactor.quantization.levels import Bits
 
 if TYPE_CHECKING:
     from fxfactor.finn.target import Target
@@ -80,7 +81,7 @@ def search(
     """
     measures = _checked((measure,) if isinstance(measure, str) else tuple(measure))
     target = _target(budget, board, clock_ns, target_fps, python)
-    batches = first_images(loader, images)
+    batches = images_of(loader, "a search", images)
     graph = capture(model, batches[0][:1]).eval()
     space = space_of(
         graph,

@@ -27,7 +27,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 from torch.func import functional_call
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
 
 from fxfactor.errors import PreconditionError
 from fxfactor.factors.fit import fitted_factors
@@ -36,13 +36,14 @@ from fxfactor.factors.least_squares import PatchMoments
 from fxfactor.factors.lockstep import moments_of
 from fxfactor.factors.weights import Factors, svd_factors
 from fxfactor.graph.questions import Site, shape_of, sites
+from fxfactor.graph.watching import record
 from fxfactor.passes.factorize_depth import convolution_like, pointwise_like
 from fxfactor.plan.layer_plan import LayerPlan
 from fxfactor.planning.gradients import both_measures, gradients_of
-from fxfactor.planning.space import Bits, Shape, Space
+from fxfactor.planning.space import Shape, Space
 from fxfactor.progress import track
 from fxfactor.quantization.histogram import Histogram, best_limit
-from fxfactor.quantization.levels import rounded_weight
+from fxfactor.quantization.levels import Bits, integer_range, round_to_levels, rounded_weight, scale_at
 
 Measure = Literal["both", "loss", "output", "weighted"]
 MEASURES: tuple[Measure, ...] = ("both", "loss", "output", "weighted")
@@ -111,21 +112,13 @@ def _chunk_size(graph: GraphModule) -> int:
     return max(1, _CHUNK_BYTES // (8 * max(elements, 1)))
 
 
-class _Taps(Interpreter):
-    """Runs the graph and keeps what enters and leaves the nodes of interest."""
+@dataclass(frozen=True)
+class _Taps:
+    """What enters and leaves the sites on some images, and the network's output."""
 
-    def __init__(self, graph: GraphModule, nodes: Sequence[Node]) -> None:
-        super().__init__(graph)
-        self.wanted = set(nodes)
-        self.inputs: dict[Node, Tensor] = {}
-        self.outputs: dict[Node, Tensor] = {}
-
-    def run_node(self, node: Node) -> Any:
-        value = super().run_node(node)
-        if node in self.wanted:
-            self.inputs[node] = self.env[node.all_input_nodes[0]].detach()
-            self.outputs[node] = value
-        return value
+    inputs: dict[Node, Tensor]
+    outputs: dict[Node, Tensor]
+    result: Any
 
 
 class _Sensitivity:
@@ -167,9 +160,9 @@ class _Sensitivity:
         return moments
 
     def _run(self, images: Tensor) -> _Taps:
-        taps = _Taps(self.graph, [site.nodes[0] for site in self.sites.values()])
-        taps.result = taps.run(images)  # type: ignore[attr-defined]
-        return taps
+        source = {site.nodes[0]: site.nodes[0].all_input_nodes[0] for site in self.sites.values()}
+        result, values = record(self.graph, (images,), {*source, *source.values()})
+        return _Taps({node: values[x].detach() for node, x in source.items()}, {n: values[n] for n in source}, result)
 
     # ---- judging ----
 
@@ -183,7 +176,7 @@ class _Sensitivity:
             with torch.enable_grad():
                 taps = self._run(part)
                 outputs = [taps.outputs[site.nodes[0]] for site in self.sites.values()]
-                gradients = gradients_of(taps.result, outputs, generator)  # type: ignore[attr-defined]
+                gradients = gradients_of(taps.result, outputs, generator)
             for (name, site), y, g in zip(self.sites.items(), outputs, gradients, strict=True):
                 y = y.detach()
                 spread[name] += (y - y.mean(0, keepdim=True)).square().sum(dtype=torch.float64)
@@ -243,9 +236,7 @@ class _Sensitivity:
             signed = bool((histogram.counts[histogram.centers < 0] > 0).any())
             self.limits[key] = best_limit(histogram, bits, signed), signed
         limit, signed = self.limits[key]
-        low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-        scale = limit / (2 ** (bits - 1) if signed else high)
-        return (x / scale).round_().clamp_(low, high).mul_(scale)
+        return round_to_levels(x, scale_at(limit, bits, signed), *integer_range(bits, signed))
 
 
 def _fit(site: Site, shape: Shape, moments: PatchMoments) -> Factors:

@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from fxfactor.errors import PreconditionError
 from fxfactor.graph.questions import is_quantizer, module_of
-from fxfactor.graph.watching import inputs_of
+from fxfactor.graph.watching import evaluating, inputs_of, not_empty
 from fxfactor.progress import track
 from fxfactor.quantization.brevitas_layers import is_signed, quantizer_bits, set_limit
 from fxfactor.quantization.histogram import Histogram, best_limit
@@ -57,19 +57,13 @@ def count_activations(qmodel: GraphModule, loader: Iterable[Any]) -> dict[str, H
 
     Raises PreconditionError as `calibrate` does.
     """
-    training = {name: module.training for name, module in qmodel.named_modules()}
-    qmodel.eval()
+    if not any(is_quantizer(module) for module in qmodel.modules()):
+        return {}
     histograms: dict[nn.Module, Histogram] = {}
     counting = _Counting(qmodel, histograms)
-    try:
-        with torch.no_grad():
-            for batch in track(loader, "calibrating"):
-                counting.run(inputs_of(batch), enable_io_processing=False)
-    finally:
-        for name, module in qmodel.named_modules():
-            module.training = training[name]
-    if not histograms and any(is_quantizer(module) for module in qmodel.modules()):
-        raise PreconditionError("calibration needs at least one batch of images, found an empty loader")
+    with evaluating(qmodel), torch.no_grad():
+        for batch in not_empty(track(loader, "calibrating"), "calibration"):
+            counting.run(inputs_of(batch), enable_io_processing=False)
     return {name: histograms[module] for name, module in qmodel.named_modules() if module in histograms}
 
 

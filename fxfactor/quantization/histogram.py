@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fxfactor.quantization.levels import integer_range, round_to_levels, scale_at
+
 BINS = 8192
 _CANDIDATES = torch.logspace(-2, 0, 96, dtype=torch.float64)
 
@@ -68,7 +70,6 @@ def best_limit(histogram: Histogram, bits: int, signed: bool) -> float:
     if largest == 0.0:
         return 1.0
     limits = _CANDIDATES * largest
-    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-    scales = (limits / (2 ** (bits - 1) if signed else high))[:, None]
-    errors = ((values / scales).round().clamp(low, high) * scales - values).square() @ weights
+    scales = scale_at(limits[:, None], bits, signed)
+    errors = (round_to_levels(values, scales, *integer_range(bits, signed)) - values).square() @ weights
     return float(limits[errors.argmin()])

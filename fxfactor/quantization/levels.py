@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from torch import Tensor, nn
 
 from fxfactor.graph.questions import TRANSPOSED
@@ -9,6 +11,30 @@ from fxfactor.quantization.brevitas_layers import has_one_weight_scale
 
 Bits = int | None
 """None is floating point."""
+
+Limit = TypeVar("Limit", float, Tensor)
+
+
+def integer_range(bits: int, signed: bool, narrow: bool = False) -> tuple[int, int]:
+    """The least and the greatest level; a narrow range leaves out the one that has no counterpart.
+
+    >>> integer_range(4, True), integer_range(4, True, narrow=True), integer_range(4, False)
+    ((-8, 7), (-7, 7), (0, 15))
+    """
+    if signed:
+        return -(2 ** (bits - 1)) + narrow, 2 ** (bits - 1) - 1
+    return 0, 2**bits - 1 - narrow
+
+
+def scale_at(limit: Limit, bits: int, signed: bool) -> Limit:
+    """The distance of two levels of the range ±limit (signed) or 0…limit."""
+    low, high = integer_range(bits, signed)
+    return limit / (-low if signed else high)
+
+
+def round_to_levels(x: Tensor, scale: float | Tensor, low: int, high: int) -> Tensor:
+    """clamp(round(x / scale), low, high) · scale, halves to even; without gradients."""
+    return (x / scale).round_().clamp_(low, high).mul_(scale)
 
 
 def rounded_weight(weight: Tensor, bits: Bits, layer: nn.Module | None = None) -> Tensor:
@@ -18,5 +44,5 @@ def rounded_weight(weight: Tensor, bits: Bits, layer: nn.Module | None = None) -
     axis = 1 if isinstance(layer, TRANSPOSED) else 0
     one_scale = layer is not None and has_one_weight_scale(layer)
     others = [a for a in range(weight.dim()) if one_scale or a != axis]
-    scale = weight.abs().amax(others, keepdim=True).clamp_min(1e-30) / (2 ** (bits - 1) - 1)
+    scale = weight.abs().amax(others, keepdim=True).clamp_min(1e-30) / integer_range(bits, True)[1]
     return (weight / scale).round() * scale

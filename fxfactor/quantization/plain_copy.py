@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 
 from fxfactor.graph.questions import is_quantizer
 from fxfactor.quantization.brevitas_layers import is_quantized_layer, is_signed, quantizer_bits
+from fxfactor.quantization.levels import integer_range, round_to_levels
 
 
 class FixedQuantizer(nn.Module):
@@ -26,32 +27,30 @@ class FixedQuantizer(nn.Module):
         self.low, self.high = low, high
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = cast(Tensor, self.scale)
-        return (x / scale).round_().clamp_(self.low, self.high).mul_(scale)
+        return round_to_levels(x, cast(Tensor, self.scale), self.low, self.high)
 
 
 @torch.no_grad()
 def freeze(qmodel: GraphModule) -> GraphModule:
     """The network for evaluation: plain layers with rounded weights, and one module for every activation quantizer.
 
-    Before: Brevitas layers and quantizers. After: the same graph with nn.Conv2d, nn.Linear … and `Rounding` at their paths,
+    Before: Brevitas layers and quantizers. After: the same graph with nn.Conv2d, nn.Linear … and `FixedQuantizer` at their paths,
     in eval mode, without gradients. `qmodel` is not changed. The outputs are the same up to rounding of the last bit.
     """
     replaced: dict[int, Any] = {}
     for module in qmodel.modules():
         if is_quantizer(module):
-            replaced[id(module)] = _rounding(module)
+            replaced[id(module)] = _fixed(module)
         elif is_quantized_layer(module):
             replaced[id(module)] = plain_layer(module, cast(Any, module).quant_weight().value.detach().clone())
     return copy.deepcopy(qmodel, replaced).eval().requires_grad_(False)
 
 
-def _rounding(quantizer: nn.Module) -> FixedQuantizer:
+def _fixed(quantizer: nn.Module) -> FixedQuantizer:
     bits, signed = quantizer_bits(quantizer), is_signed(quantizer)
-    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     scale = cast(Any, quantizer).act_quant.scale()
     assert scale is not None
-    return FixedQuantizer(scale.detach().clone(), low, high)
+    return FixedQuantizer(scale.detach().clone(), *integer_range(bits, signed))
 
 
 def plain_layer(layer: nn.Module, weight: Tensor) -> nn.Module:

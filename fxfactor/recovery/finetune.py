@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterable, Sized
 from dataclasses import dataclass
@@ -24,9 +23,10 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from fxfactor.errors import FxfactorError, PreconditionError
+from fxfactor.files import new_file
 from fxfactor.graph.capture import as_graph
 from fxfactor.graph.questions import is_quantizer
-from fxfactor.graph.watching import inputs_of
+from fxfactor.graph.watching import inputs_of, modes_kept, not_empty
 from fxfactor.progress import track
 from fxfactor.quantization.fused import fused_quantizers
 from fxfactor.recovery.blocks import Matching, channels_last, cosine
@@ -76,16 +76,13 @@ def finetune(
     _require_settings(epochs, learning_rate, teacher, label_weight)
     label_weight = 1.0 if teacher is None else label_weight
     task: nn.Module = _Objective(model, None if teacher is None else as_graph(teacher, model), label_weight)
-    modes = {module: module.training for module in model.modules()}
-    with channels_last(model), fused_quantizers(model), torch.random.fork_rng(devices=[]), torch.enable_grad():
+    rng = torch.random.fork_rng(devices=[])
+    with modes_kept(model), channels_last(model), fused_quantizers(model), rng, torch.enable_grad():
         run = _Run(model, learning_rate, epochs, seed, None if checkpoint is None else Path(checkpoint))
         task = DistributedDataParallel(task) if _process() is not None else task
-        report = [
+        return [
             run.epoch(number, task.train(), loader, augment, label_weight > 0) for number in range(run.first, epochs)
         ]
-    for module, mode in modes.items():
-        module.training = mode
-    return report
 
 
 def continue_from(model: GraphModule, trained: GraphModule) -> GraphModule:
@@ -163,7 +160,7 @@ class _Run:
             sampler.set_epoch(number)
         steps = len(loader) if isinstance(loader, Sized) else None
         batches = track(loader, f"epoch {number + 1} of {self.epochs}") if rank == 0 else loader
-        for step, batch in enumerate(batches):
+        for step, batch in enumerate(not_empty(batches, "fine-tuning")):
             self._set_learning_rate(number, step, steps)
             images, labels = self._tensors(batch, with_labels)
             loss = task(images if augment is None else augment(images, generator), labels)
@@ -172,8 +169,6 @@ class _Run:
             self.optimizer.step()
             images_seen += len(images)
             losses.append(_finite(float(loss.detach()), number, step))
-        if not losses:
-            raise PreconditionError("fine-tuning needs at least one batch of images, found an empty loader")
         self._keep(number)
         return Epoch(number, sum(losses) / len(losses), images_seen, time.perf_counter() - start)
 
@@ -207,13 +202,9 @@ class _Run:
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{key}.{name}"] = value
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / f"{_CHECKPOINT}.partial"
-        save_file(
-            {name: value.detach().contiguous() for name, value in tensors.items()},
-            partial,
-            {"fxfactor": json.dumps({"epoch": epoch, **self.settings})},
-        )
-        os.replace(partial, self.folder / _CHECKPOINT)
+        about = {"fxfactor": json.dumps({"epoch": epoch, **self.settings})}
+        with new_file(self.folder / _CHECKPOINT, "keeping the state of the training") as temporary:
+            save_file({name: value.detach().contiguous() for name, value in tensors.items()}, temporary, about)
 
     def _load(self) -> tuple[int, dict[str, Tensor]]:
         """Load the weights of the checkpoint, if any: the epoch that comes next, and all tensors that were kept."""

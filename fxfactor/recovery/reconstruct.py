@@ -19,9 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from fxfactor.errors import PreconditionError
 from fxfactor.graph.capture import as_graph
-from fxfactor.graph.watching import inputs_of
+from fxfactor.graph.watching import evaluating, images_of
 from fxfactor.progress import track
 from fxfactor.quantization.fused import fused_quantizers
 from fxfactor.recovery.augment import flip_shift_and_cut
@@ -128,23 +127,15 @@ def _train(
 @contextmanager
 def _batch_norms_training(graph: nn.Module) -> Iterator[None]:
     """Batch norms take the statistics of the batch, everything else evaluates; afterwards all modes are as before."""
-    before = {module: module.training for module in graph.modules()}
-    graph.eval()
-    for module in before:
-        if isinstance(module, BatchNorm):
-            module.train()
-    try:
+    with evaluating(graph):
+        for module in graph.modules():
+            if isinstance(module, BatchNorm):
+                module.train()
         yield
-    finally:
-        for module, mode in before.items():
-            module.training = mode
 
 
 def _all_images(batches: Iterable[Any], like: Tensor) -> Tensor:
-    images = [inputs_of(batch) for batch in batches]
-    if not images:
-        raise PreconditionError("reconstruction needs at least one batch of calibration images, found an empty loader")
-    together = torch.cat(images).to(like)
+    together = torch.cat(images_of(batches, "reconstruction")).to(like)
     return together.contiguous(memory_format=torch.channels_last) if together.dim() == 4 else together
 
 

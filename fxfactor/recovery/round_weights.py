@@ -27,7 +27,7 @@ from fxfactor.factors.lockstep import Lockstep, moments_of
 from fxfactor.factors.weights import split_originals
 from fxfactor.graph.capture import as_graph
 from fxfactor.graph.questions import TRANSPOSED, Site, batch_norm_behind, layers, sites
-from fxfactor.graph.watching import inputs_of
+from fxfactor.graph.watching import evaluating, images_of
 from fxfactor.progress import track
 from fxfactor.quantization.brevitas_layers import is_quantized_layer
 
@@ -72,24 +72,17 @@ def round_weights(
     rounded to the nearest level. Cost: as `fit_to_outputs`. Transposed convolutions are left as they are. Raises
     PreconditionError without images and without quantized layers.
     """
-    images = [inputs_of(batch) for batch in batches]
-    if not images:
-        raise PreconditionError("rounding needs at least one batch of calibration images, found an empty loader")
+    images = images_of(batches, "rounding")
     todo = [(node, layer) for node, layer in layers(qmodel) if _can_round(layer)]
     if not todo:
         raise PreconditionError(
             "rounding needs Brevitas convolutions or linear layers, found none; quantize first, with bits= or passes.Quantize"
         )
     original = as_graph(original, qmodel)
-    training = {module: module.training for module in qmodel.modules()}
-    qmodel.eval()
     walks = Lockstep(original, images, memory_limit), Lockstep(qmodel, images, memory_limit)
     twins = _twins(sites(original), sites(qmodel))
-    try:
+    with evaluating(qmodel):
         return [_round_node(node, layer, twins.get(node), walks, ridge) for node, layer in track(todo, "rounding")]
-    finally:
-        for module, mode in training.items():
-            module.training = mode
 
 
 def _can_round(layer: nn.Module) -> bool:

@@ -119,10 +119,10 @@ def _shares(accuracy: Mapping[str, Any], variants: Mapping[str, GraphModule]) ->
 def _architecture(original: nn.Module | None, variants: Mapping[str, GraphModule]) -> str:
     if original is None:
         return ""
-    from fxfactor.analysis.distributions import original_of
+    from fxfactor.graph.capture import as_graph
 
     name, after = list(variants.items())[-1]
-    before = original if isinstance(original, GraphModule) else original_of(original, after)
+    before = original if isinstance(original, GraphModule) else as_graph(original, after)
     picture = figure(to_svg(architecture(capture(before), after), "architecture"),
                      f"Before and after ({name}): layers, joins and poolings. A box reads site, in→out channels, kernel, "
                      "g groups, /stride, w weight bits, a activation bits.")  # fmt: skip

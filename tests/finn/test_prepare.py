@@ -15,6 +15,7 @@ from small_networks import REFUSED, TAKEN, build
 from typer.testing import CliRunner
 
 import fxfactor.finn
+from fxfactor.cli import main
 from fxfactor.cli.finn import app
 from fxfactor.errors import FinnError
 
@@ -86,8 +87,6 @@ def test_the_command_line_checks(write: Write) -> None:
     bad = CliRunner().invoke(app, ["check", str(write(build(REFUSED["grouped"][0])))])
     assert bad.exit_code == 1
     assert "groups=4" in bad.output.replace("\n", "")
-    none = CliRunner().invoke(app, ["check", "none.onnx"])
-    assert none.exit_code == 2
 
 
 @pytest.mark.finn
@@ -99,5 +98,26 @@ def test_the_command_line_estimates_and_prepares(write: Write, tmp_path: Path, c
     done = CliRunner().invoke(app, ["prepare", str(tmp_path / "build"), file, "--cache", str(cache)])
     assert done.exit_code == 0, done.output
     assert (tmp_path / "build" / "README.md").is_file()
-    wrong = CliRunner().invoke(app, ["estimate", file, "--board", "nothing"])
-    assert wrong.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check", "none.onnx"], "none.onnx"),
+        (["estimate", "none.onnx", "--board", "nothing"], "required: a board that FINN knows; found: 'nothing'"),
+        (["prepare", ".", "none.onnx"], "required: a new or empty folder"),
+    ],
+)
+def test_an_error_is_exit_code_1_with_its_explanation(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in-use").touch()
+    with pytest.raises(SystemExit) as stopped:
+        main(["finn", *arguments])
+    assert stopped.value.code == 1
+    assert message in capsys.readouterr().err.replace("\n", "")

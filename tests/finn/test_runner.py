@@ -20,6 +20,7 @@ from small_networks import TAKEN, build
 
 import fxfactor.finn
 from fxfactor.errors import FinnError
+from fxfactor.finn import estimation
 from fxfactor.finn.process import cache as kept_models
 from fxfactor.finn.process import start as process
 
@@ -97,8 +98,8 @@ def test_figures_are_those_without_the_fast_look_ups(
     slow_folder = tmp_path / "slow"
     slow_folder.mkdir()
     (slow_folder / "worker.py").write_text(process.WORKER.read_text())
-    (slow_folder / "haste.py").write_text("def hasten():\n    pass\n")
-    monkeypatch.setattr(process, "WORKER", slow_folder / "worker.py")
+    (slow_folder / "fast_lookups.py").write_text("def use_fast_lookups():\n    pass\n")
+    monkeypatch.setattr(estimation, "WORKER", slow_folder / "worker.py")
     slow = fxfactor.finn.estimate(file, cache=tmp_path / "slow-cache")
     assert slow.layers == fast.layers
     assert slow.fps == fast.fps

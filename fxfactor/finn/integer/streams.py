@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from fxfactor.quantization.levels import integer_range
+
 Integers = NDArray[np.int64]
 Reals = NDArray[np.float64]
 Function = Callable[[Reals], Reals]
@@ -120,13 +122,16 @@ class Quantizer:
     @property
     def least(self) -> int:
         """The least value of the datatype; `lowest` may lie above it (narrow range)."""
-        bits = int(self.datatype.lstrip("UINT"))
-        return 0 if self.datatype.startswith("U") else -(2 ** (bits - 1))
+        return self._range[0]
 
     @property
     def most(self) -> int:
         """The greatest value of the datatype."""
-        return self.least + 2 ** int(self.datatype.lstrip("UINT")) - 1
+        return self._range[1]
+
+    @property
+    def _range(self) -> tuple[int, int]:
+        return integer_range(int(self.datatype.lstrip("UINT")), signed=not self.datatype.startswith("U"))
 
     def levels(self, real: Reals) -> Reals:
         """Levels of `real` (C, n)."""
@@ -141,8 +146,7 @@ class Quantizer:
 
 def make_quantizer(scale: Reals, bits: int, signed: bool, narrow: bool, rounding: str = "ROUND") -> Quantizer:
     """A quantizer as QONNX describes it. One unsigned bit is kept in two, since FINN reads one bit as binary."""
-    lowest = -(2 ** (bits - 1)) + int(narrow) if signed else 0
-    highest = 2 ** (bits - 1) - 1 if signed else 2**bits - 1 - int(narrow)
+    lowest, highest = integer_range(bits, signed, narrow)
     return Quantizer(scale, lowest, highest, f"{'INT' if signed else 'UINT'}{max(2, bits)}", rounding)
 
 

@@ -1,13 +1,14 @@
-"""Asks FINN what single hardware layers cost; a script of its own, started by `fxfactor.finn.costs`.
+"""Asks FINN what single hardware layers cost; a script of its own, started by `fxfactor.finn.layer_costs`.
 
-It needs finn-plus and nothing of fxfactor, so that it can run in another environment. It reads a request and writes a
-response, both JSON files. The layers stand in one model without a network around them: FINN chooses HLS or RTL for each,
-folds it to the target, and its cost functions are called.
+It needs finn-plus and nothing of fxfactor, so that it can run in another environment. It reads a request (JSON file) and
+sends events to a file descriptor, as worker.py does. The layers stand in one model without a network around them: FINN
+chooses HLS or RTL for each, folds it to the target, and its cost functions are called.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -90,16 +91,22 @@ def price(request: dict[str, Any]) -> list[dict[str, int]]:
 
 
 def main(arguments: list[str]) -> int:
-    """`cost_worker.py REQUEST RESPONSE`: the response holds prices, or how FINN is missing."""
+    """`cost_worker.py REQUEST DESCRIPTOR`: send the prices to the descriptor, or how FINN is missing."""
     worker = load_worker()
-    request, response = json.loads(Path(arguments[0]).read_text()), Path(arguments[1])
+    request = json.loads(Path(arguments[0]).read_text())
+    channel = worker.Channel(int(arguments[1]))
+    os.environ["FINN_BUILD_DIR"] = request["folder"]
     try:
         worker.require_finn()
+        worker.use_fast_lookups()
+        channel.send({"event": "prices", "step": "pricing", "prices": price(request)})
     except worker.Stop as stop:
-        response.write_text(json.dumps({"stop": stop.event}))
-        return 0
-    worker.use_fast_lookups()
-    response.write_text(json.dumps({"prices": price(request)}))
+        channel.send(stop.event)
+        return 1
+    except MemoryError:
+        channel.send({"event": "stop", "kind": "memory"})
+        return 1
+    channel.send({"event": "done"})
     return 0
 
 

@@ -1,4 +1,4 @@
-"""FINN's worker as a process: started, listened to, stopped in time, and its end explained."""
+"""A script that needs FINN, as a process: started, listened to, stopped in time, and its end explained."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from fxfactor.errors import FinnError
 from fxfactor.finn.process.worker import VERSION
 
 WORKER = Path(__file__).with_name("worker.py")
+COST_WORKER = Path(__file__).with_name("cost_worker.py")
 INSTALL = f"install it with `pip install finn-plus=={VERSION} psutil`, or name another interpreter with python="
 
 
-def events(folder: Path, python: str | Path | None, timeout_s: float) -> Iterator[dict[str, Any]]:
-    """Start the worker on request.json in `folder` and yield what it sends, until it is done.
+def events(script: Path, folder: Path, python: str | Path | None, timeout_s: float) -> Iterator[dict[str, Any]]:
+    """Start a script, `WORKER` or `COST_WORKER`, on request.json in `folder` and yield what it sends, until it is done.
 
     Whatever happens here, the worker ends with everything it started. Raises FinnError where it does not start, is not
     done after `timeout_s` seconds, or dies.
@@ -32,7 +33,7 @@ def events(folder: Path, python: str | Path | None, timeout_s: float) -> Iterato
     try:
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [interpreter, str(WORKER), str(folder / "request.json"), str(writing)],
+                [interpreter, str(script), str(folder / "request.json"), str(writing)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

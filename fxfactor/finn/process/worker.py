@@ -1,4 +1,4 @@
-"""Runs FINN's build steps on a network in integers; a script of its own, started by `fxfactor.finn.runner`.
+"""Runs FINN's build steps on a network in integers; a script of its own, started by `fxfactor.finn.estimation`.
 
 It needs finn-plus and what finn-plus needs, nothing of fxfactor, so that it can run in another environment. It reads a
 request (JSON file), writes what happens as JSON lines to a file descriptor, and leaves nothing behind outside of the

@@ -6,17 +6,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
+from fxfactor.finn.result import Estimate
 from fxfactor.report.html import cards, folded, table
 
 _RESOURCES = ("lut", "bram18", "dsp", "uram")
-_KNOWN = {"fps": "frames/s", "frames_per_second": "frames/s", "latency_ms": "latency, ms", "bottleneck": "bottleneck",
+_KNOWN = {"fps": "frames/s", "latency_ms": "latency, ms", "bottleneck": "bottleneck",
           "lut": "LUT", "bram18": "BRAM18", "dsp": "DSP", "uram": "URAM", "board": "board", "part": "part",
           "clock_ns": "clock, ns", "target_fps": "wanted frames/s"}  # fmt: skip
 CAVEAT = "FINN's analytic estimates, before synthesis: lower bounds without FIFOs, width converters and the shell."
 
 
 def finn_section(estimate: Any) -> str:
-    """Facts, resources and layers of an Estimate, of its JSON, or of any mapping that has some of the same names."""
+    """Facts, resources and layers of an Estimate, of its JSON (`Estimate.to_dict`), or of a mapping with some of its fields."""
     data = _as_mapping(estimate)
     if not data:
         return ""
@@ -50,6 +51,8 @@ def _layer_table(layers: list[Mapping[str, Any]]) -> str:
 
 
 def _as_mapping(value: Any) -> Mapping[str, Any]:
+    if isinstance(value, Estimate):
+        return value.to_dict()
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     return value if isinstance(value, Mapping) else {}
