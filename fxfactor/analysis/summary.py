@@ -13,6 +13,7 @@ from fxfactor.errors import PreconditionError
 from fxfactor.graph.capture import ASSUMED
 from fxfactor.graph.questions import Site, hidden_convolutions, owner_path, placeholders, shape_of, sites
 from fxfactor.pipeline import HISTORY, Change, Skip
+from fxfactor.rich_table import as_text, new_table
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -69,21 +70,10 @@ class Summary:
         yield self._totals()
 
     def __str__(self) -> str:
-        import io
-
-        from rich.console import Console
-
-        text = io.StringIO()
-        Console(file=text, width=160).print(self)
-        return text.getvalue()
+        return as_text(self, 160)
 
     def _table(self) -> Table:
-        from rich.box import SIMPLE_HEAD
-        from rich.table import Table
-
-        table = Table(
-            header_style="bold", row_styles=["", "dim"], box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
-        )
+        table = new_table(row_styles=["", "dim"])
         table.add_column("site", overflow="fold")
         table.add_column("before → after, or why not", min_width=22)
         for name in ("W/A bits", "MMACs", "error"):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fxfactor.errors import PreconditionError
 from fxfactor.files import write_text
+from fxfactor.rich_table import new_table
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -211,10 +212,7 @@ class Distributions:
         yield f"{self.images} images; error of a layer alone and accumulated: ‖ŷ − y‖/‖y‖ at its output{more}"
 
     def _table(self, variant: str, heads: tuple[str, ...]) -> Table:
-        from rich.box import SIMPLE_HEAD
-        from rich.table import Table
-
-        table = Table(title=variant, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        table = new_table(title=variant)
         for head in heads:
             left = head in ("site", "tensor")
             table.add_column(head, justify="left" if left else "right", overflow="fold", no_wrap=not left)

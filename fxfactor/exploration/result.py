@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from fxfactor.errors import PreconditionError
 from fxfactor.exploration.pareto import hypervolume, pareto_front
 from fxfactor.exploration.state_file import Candidate, read
 from fxfactor.plan.plan import Plan
+from fxfactor.rich_table import as_text, new_table
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -94,10 +94,7 @@ class Exploration:
 
     def table(self) -> Table:
         """One row per candidate; those on the front are bold."""
-        from rich.box import SIMPLE_HEAD
-        from rich.table import Table
-
-        table = Table(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        table = new_table()
         priced = any(each.lut is not None for each in self.candidates)
         names = ("level", "W/A bits", "metric", "MMACs", "GBOPs", "weights KiB", "s", *(HARDWARE if priced else ()))
         for name in names:
@@ -114,11 +111,7 @@ class Exploration:
         yield f"{len(self.done)} of {len(self.candidates)} evaluated; bold: no other has fewer BOPs and a better metric"
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        text = io.StringIO()
-        Console(file=text, width=120).print(self)
-        return text.getvalue()
+        return as_text(self, 120)
 
     def plot(self, path: str | Path, cost: str = "bops") -> Path:
         """Write a picture (.png, .svg or .pdf): metric over cost, a line for each level, the front on top."""

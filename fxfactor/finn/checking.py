@@ -7,18 +7,18 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
 from fxfactor.errors import FinnError
 from fxfactor.finn import rules
 from fxfactor.finn.integer.interpret import interpret
 from fxfactor.finn.process.load import load_model
 from fxfactor.finn.rules import Finding
+from fxfactor.rich_table import new_table
 from fxfactor.storage.onnx_names import record_sites
 from fxfactor.storage.qonnx import write_qonnx
 
 if TYPE_CHECKING:
     import onnx
+    from rich.table import Table
     from torch import nn
     from torch.fx import GraphModule
 
@@ -42,7 +42,9 @@ def check(model: str | Path | nn.Module, example_inputs: Any = None) -> list[Fin
 
 def table(findings: list[Finding]) -> Table:
     """The findings as a rich table, the blocking ones in red."""
-    result = Table("where", "required", "found", "what to do", title="What FINN would refuse" if findings else None)
+    result = new_table(title="What FINN would refuse" if findings else None)
+    for name in ("where", "required", "found", "what to do"):
+        result.add_column(name, overflow="fold")
     for finding in findings:
         style = "red" if finding.blocks else "yellow"
         result.add_row(finding.site, finding.rule, finding.found, finding.remedy, style=style)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
-
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from fxfactor.finn.boards import Resources
+from fxfactor.rich_table import new_table
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.table import Table
 
 SCHEMA_VERSION = 1
 """Of `Estimate.to_json`."""
@@ -111,7 +113,7 @@ class Estimate:
     def table(self) -> Table:
         """One row per site, a row for the total, and one for what the board has."""
         title = f"{self.board} ({self.part}), {1000 / self.clock_ns:.0f} MHz, target {self.target_fps} frames/s"
-        table = Table(title=title, caption=CAVEAT, title_justify="left")
+        table = new_table(title=title, caption=CAVEAT)
         for name in ("site", "LUT", "BRAM18", "DSP", "URAM", "cycles", "frames/s"):
             table.add_column(name, justify="left" if name == "site" else "right")
         slowest = self.bottleneck.site

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fxfactor.errors import PreconditionError
 from fxfactor.plan.budget import UNITS
 from fxfactor.plan.layer_plan import LayerPlan
+from fxfactor.rich_table import as_text, new_table
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -90,11 +90,7 @@ class Explanation:
             ) from error
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        text = io.StringIO()
-        Console(file=text, width=150).print(self)
-        return text.getvalue()
+        return as_text(self, 150)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self._table()
@@ -111,13 +107,8 @@ class Explanation:
         )
 
     def _table(self) -> Table:
-        from rich.box import SIMPLE_HEAD
-        from rich.table import Table
-
         cost = self.tightest
-        table = Table(
-            header_style="bold", row_styles=["", "dim"], box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
-        )
+        table = new_table(row_styles=["", "dim"])
         table.add_column("site", no_wrap=True)
         table.add_column("choice")
         for name in (cost, "share", "loss", "share"):
