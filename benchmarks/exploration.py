@@ -194,7 +194,7 @@ def budgets(data: Cifar, shares: tuple[float, ...], measures: tuple[Any, ...], l
 
 
 def _uniform(data: Cifar, space: Space, most: float, levels: range) -> Iterator[tuple[str, Plan]]:
-    """Of every level the dearest uniform plan within the budget, with 8 bits where tensors are added as in a searched plan."""
+    """Of every level the largest uniform plan within the budget, with 8 bits where tensors are added as in a searched plan."""
     graph = fxfactor.capture(data.model, data.calibration[0][:1]).eval()
     for level in levels:
         fitting = []

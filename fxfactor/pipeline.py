@@ -48,7 +48,7 @@ class Skip:
 
 @dataclass(frozen=True)
 class PassResult:
-    """What a pass or a pipeline gives back: the new graph, what changed, and what was left alone and why."""
+    """What a pass or a pipeline returns: the new graph, what changed, and what was left alone and why."""
 
     graph: GraphModule
     changes: tuple[Change, ...]

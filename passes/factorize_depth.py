@@ -46,7 +46,7 @@ class FactorizeDepth(Pass):
 
     Loses: without `calibration` the factors are the best for the weights (truncated SVD per group, Eckart and Young
     1936), and ‖W − UV‖/‖W‖ of every site is reported as `relative_error`. With `calibration`, batches of images, they are
-    fitted to the outputs that the network had on them (`fxfactor.statistics`), and `output_error` says what is missed
+    fitted to the outputs that the network had on them (`fxfactor.factors.fit_to_outputs`), and `output_error` says what is missed
     there. With `fit=False` the factors stay empty, for weights to be loaded.
 
     Raises PreconditionError on a level below 0, a width that is not above 0, and on a site in `plan` or `keep` that the

@@ -1,7 +1,7 @@
 """Quantize: Brevitas layers take the place of the plain ones, and quantizers stand where tensors need one.
 
 Which tensors need one, and which share one, is decided on the graph before anything is edited (`_Placement`): sources
-of values (`fxfactor.dataflow`) are the nodes of a networkx graph, an edge says that two of them meet in an addition or
+of values (`fxfactor.graph.dataflow`) are the nodes of a networkx graph, an edge says that two of them meet in an addition or
 concatenation, and each connected component shares one quantizer.
 """
 
@@ -51,7 +51,7 @@ class Quantize(Pass):
     can be negative, signed elsewhere. Tensors, not QuantTensors, flow between the layers.
 
     `boundary_bits` is what the first and the last layer get when no plan is given. Ranges come from the batch norms'
-    own statistics (`fxfactor.moments`); `fxfactor.calibrate` sets them from images.
+    own statistics (`fxfactor.quantization.batch_norm_statistics`); `fxfactor.calibrate` sets them from images.
 
     Raises PreconditionError on bits outside 2…8, on neither bits nor a plan, and on unknown sites in the plan.
     """

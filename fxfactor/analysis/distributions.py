@@ -2,7 +2,7 @@
 
 The analysis of FactorizeNet (Yun and Wong 2020, arXiv 2011.14586) and of "Do All MobileNets Quantize Poorly?" (the same
 authors 2021, arXiv 2104.11849): dynamic ranges, channels against their layer, quantization errors layer by layer and as
-they gather. The formulas are in `fxfactor.measures`, what the rows mean in `fxfactor.distribution_table`.
+they gather. The formulas are in `fxfactor.analysis.measures`, what the rows mean in `fxfactor.analysis.table`.
 
 Original and transformed network walk over the images side by side. Only what enters and leaves the sites of the original
 is kept, and only until the transformed networks have seen the same images (`_KEPT_BYTES`).
@@ -43,7 +43,7 @@ def distributions(
     `fxfactor.transform` gave, or several of them by name, `{"level 1": …, "level 2": …}`, which are then measured on the
     same images, side by side. `loader` yields batches (N, C, H, W), or tuples that start with one.
 
-    Gives one row for each variant, site and tensor (`fxfactor.distribution_table.Distribution`), the original's rows
+    Returns one row for each variant, site and tensor (`fxfactor.analysis.table.Distribution`), the original's rows
     under the variant "original". A layer that the network has and never calls gets a row that says so.
 
     Costs: one forward pass of `model` and two of each `qmodel`, plus about 50 ns for each value of each activation;

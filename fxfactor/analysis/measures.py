@@ -30,8 +30,8 @@ class Spread:
     """How the values of a tensor are distributed, in all and in each channel.
 
     `channel_axis` is the axis of the channels. Percentiles come from a histogram of 8192 bins over a power of two
-    (`fxfactor.ranges.Histogram`): they are right to one bin, at most 1/2048 of the largest absolute value. Exact zeros,
-    of which a ReLU makes many, are counted apart from it.
+    (`fxfactor.quantization.histogram.Histogram`): they are right to one bin, at most 1/2048 of the largest absolute
+    value. Exact zeros, of which a ReLU makes many, are counted apart from it.
     """
 
     def __init__(self, channel_axis: int = 1) -> None:

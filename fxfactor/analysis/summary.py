@@ -49,7 +49,7 @@ class SiteSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """What `fxfactor.summary` gives; print it with rich (`rich.print(summary)`) or look at its rows.
+    """What `fxfactor.summary` returns; print it with rich (`rich.print(summary)`) or look at its rows.
 
     hidden: convolutions that no pass can see, because their weights are computed from the network's input.
     """

@@ -50,12 +50,13 @@ class Distribution:
     concatenation or a pooling but no layer; "output" is what leaves the site, behind its batch norm where it has one.
     path is the module that the tensor belongs to.
 
-    Spread: min … zeros (the share of exact zeros) are those of the tensor before it is rounded (`fxfactor.measures.Spread`).
-    dead_channels counts channels of a weight that are all zero, and of an activation that never change; dead_after the
-    same once it is rounded.
+    Spread: min … zeros (the share of exact zeros) are those of the tensor before it is rounded
+    (`fxfactor.analysis.measures.Spread`). dead_channels counts channels of a weight that are all zero, and of an
+    activation that never change; dead_after the same once it is rounded.
 
-    Loss, by `compared_with`: "itself before rounding" is what its quantizer does (`fxfactor.measures.Rounding`), "original"
-    is how far it is from the same tensor in the original network (`Difference`, `kl_between`).
+    Loss, by `compared_with`: "itself before rounding" is what its quantizer does
+    (`fxfactor.analysis.measures.RoundingLoss`), "original" is how far it is from the same tensor in the original
+    network (`Difference`, `kl_between`).
 
     Errors of outputs, each ‖ŷ − y‖/‖y‖ against the original's y: `layer_error` is this layer alone, given the original's
     inputs; `unrounded_error` the same with all rounding off, so what the factors alone lose; `accumulated_error` what has

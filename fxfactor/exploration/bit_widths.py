@@ -1,8 +1,8 @@
 """A quantized network at other bit widths, for evaluation: Brevitas layers are built once for all of them.
 
 Building Brevitas' layers takes longer than running a small network on a thousand images. What they compute is known
-(`fxfactor.frozen`), so networks of other bit widths are made of plain layers with weights rounded to the wanted bits, and
-of quantizers with the range that is best at these bits.
+(`fxfactor.quantization.plain_copy`), so networks of other bit widths are made of plain layers with weights rounded to
+the wanted bits, and of quantizers with the range that is best at these bits.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class BitWidths:
 
     @torch.no_grad()
     def frozen(self, plan: Plan, activation_bits: int, histograms: Mapping[str, Histogram]) -> GraphModule:
-        """The network for evaluation, as `freeze` gives it of the network quantized by `plan` with ranges by `histograms`.
+        """The network for evaluation, as `freeze` makes it of the network quantized by `plan` with ranges by `histograms`.
 
         plan: same groups as this network, any weight bits, the same `activation_bits` everywhere but at its ends.
         """

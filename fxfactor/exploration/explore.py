@@ -56,7 +56,8 @@ def explore(
 
     train: batches of images; the first `images` of them fit the factors and set the ranges, labels are not looked at.
     validation: what `metric(model, validation)` gets; the default metric is top-1 accuracy and wants batches (images,
-    labels). The model that it gets is a copy for evaluation with the same outputs (`fxfactor.frozen`). Larger is better.
+    labels). The model that it gets is a copy for evaluation with the same outputs (`fxfactor.quantization.plain_copy`).
+    Larger is better.
     bits: an int for both, or (weight bits, activation bits); None is floating point. They are walked from many to few.
     finetune: `finetune(qmodel, original)` trains `qmodel` in place; the next bit width of the level starts from its
     weights, and ranges are then set anew. Random numbers are seeded per candidate.

@@ -23,7 +23,7 @@ HARDWARE = ("LUT", "BRAM18", "DSP", "frames/s")
 
 @dataclass(frozen=True)
 class Exploration:
-    """What `fxfactor.explore` gives: `candidates` in the order of the grid; print it with rich, or as text."""
+    """What `fxfactor.explore` returns: `candidates` in the order of the grid; print it with rich, or as text."""
 
     candidates: tuple[Candidate, ...]
 
@@ -51,10 +51,10 @@ class Exploration:
         return tuple(each for each in self.done if getattr(each, cost) is not None)
 
     def hypervolume(self, cost: str = "bops", most: float | None = None, least: float = 0.0) -> float:
-        """Area under the front, up to the cost `most` (that of the dearest candidate) and down to the metric `least`."""
+        """Area under the front, up to the cost `most` (that of the most expensive candidate) and down to the metric `least`."""
         points = [(float(getattr(each, cost)), float(each.metric or 0.0)) for each in self.front(cost)]
-        dearest = max((float(getattr(each, cost)) for each in self._with(cost)), default=0.0)
-        return hypervolume(points, (dearest if most is None else most, least))
+        largest = max((float(getattr(each, cost)) for each in self._with(cost)), default=0.0)
+        return hypervolume(points, (largest if most is None else most, least))
 
     def best(
         self,

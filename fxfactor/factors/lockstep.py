@@ -80,7 +80,7 @@ class Lockstep:
         return cast(Tensor, self._run(batch, self.index[node] + 1)[node])
 
     def _run(self, batch: int, stop: int) -> dict[Node, Any]:
-        """Advance to `stop` and give what is alive there; keep it for the next time where memory allows."""
+        """Advance to `stop` and return what is alive there; keep it for the next time where memory allows."""
         values = self.live[batch] or {self.input: self.images[batch]}
         self.interpreter.env = values
         for node in self.nodes[self.position[batch] : stop]:

@@ -1,6 +1,6 @@
 """nn.Module → graph in normal form (defined in `fxfactor.graph`).
 
-Three ways of tracing are tried in turn (`fxfactor.tracing`). The first gives the most readable graph; the other two
+Three ways of tracing are tried in turn (`fxfactor.graph.tracing`). The first gives the most readable graph; the other two
 read shapes at capture, so what they give is run once beside the original before it is trusted.
 """
 
@@ -31,7 +31,7 @@ _LENGTHS = (1024, 16000, 512, 256, 128, 2048, 64, 100)
 
 
 def capture(model: nn.Module, example_inputs: Tensor | tuple[Any, ...] | None = None) -> GraphModule:
-    """Give the network as a torch.fx.GraphModule in normal form, a copy that computes the same; `model` is untouched.
+    """Return the network as a torch.fx.GraphModule in normal form, a copy that computes the same; `model` is untouched.
 
     `example_inputs` (a tensor, or the tuple of all arguments) fixes the shapes at every node. Without it the input is
     inferred: channels from the first convolution, size from `model.default_cfg` (timm) or the first of 224, 299, 32,

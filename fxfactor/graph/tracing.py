@@ -2,7 +2,7 @@
 
 `trace_symbolic` keeps every module and every shape open. `trace_concrete` lets shapes be numbers while tracing, so that
 control flow on shapes works; the batch size stays open where the network lets it. `trace_export` uses torch.export and
-gives a graph of ATen operators, which `fxfactor.normalize` turns back into modules.
+gives a graph of ATen operators, which `fxfactor.graph.normalize` turns back into modules.
 """
 
 from __future__ import annotations

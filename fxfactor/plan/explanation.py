@@ -38,9 +38,9 @@ class SiteExplanation:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `Plan.explain()` gives; print it with rich, or as text.
+    """What `Plan.explain()` returns; print it with rich, or as text.
 
-    measure: what the losses are (`fxfactor.sensitivity`). budget: the limits, absolute. totals: what the plan takes of
+    measure: what the losses are (`fxfactor.planning.sensitivity`). budget: the limits, absolute. totals: what the plan takes of
     each. whole: the same for the network in one piece at 32 bits, or for what the board has. target: which board, at what
     speed; its totals are FINN's estimate of the whole network, costs of layers are those of their own hardware.
     """

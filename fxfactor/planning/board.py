@@ -1,6 +1,6 @@
 """What each choice of a search costs on an FPGA, and what FINN says the whole found network costs.
 
-Costs per site and choice come from FINN's own cost functions (`fxfactor.finn.costs`): its padding, windows, matrix or
+Costs per site and choice come from FINN's own cost functions (`fxfactor.finn.layer_costs`): its padding, windows, matrix or
 depthwise units and thresholds, folded to the target's frames per second. What belongs to no site (additions, copies of
 streams, pooling) is what FINN's estimate of a whole network has beyond the sum over its sites.
 """

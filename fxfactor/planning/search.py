@@ -1,8 +1,9 @@
 """Search: groups and bits for every layer, so that the network loses least under a budget.
 
-Sensitivity of every choice at every site (`fxfactor.sensitivity`), summed over the sites, then an integer program
-(`fxfactor.solve`), then a look at the networks that its plans make (`fxfactor.candidates`). HAQ's question (Wang et al.
-2019, arXiv 1811.08886), with a solver in the place of reinforcement learning.
+Sensitivity of every choice at every site (`fxfactor.planning.sensitivity`), summed over the sites, then an integer
+program (`fxfactor.planning.integer_program`), then a look at the networks that its plans make
+(`fxfactor.planning.plans`). HAQ's question (Wang et al. 2019, arXiv 1811.08886), with a solver in the place of
+reinforcement learning.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ def search(
     for floating point. widths: channels between the factors, as multiples of the input channels. boundary_bits: of the
     first layer and the last, None to let the search choose. join_bits: of tensors that enter additions. keep: module
     paths that are not factorized. images: so many of `loader` are used, at most.
-    measure: "both", "loss", "output" or "weighted", see `fxfactor.sensitivity`. One gives the plan that the integer
-    program finds by it. Of several each gives one, others are added (`fxfactor.candidates`), and the one whose network,
+    measure: "both", "loss", "output" or "weighted", see `fxfactor.planning.sensitivity`. One gives the plan that the integer
+    program finds by it. Of several each gives one, others are added (`fxfactor.planning.plans`), and the one whose network,
     made and run on the images, is closest to the original is returned.
 
     finn: no grouped convolution of more than 16 groups, unless it is depthwise. board: a name of `fxfactor.finn.BOARDS`,

@@ -43,9 +43,10 @@ class _Counting(Interpreter):
 def calibrate(qmodel: GraphModule, loader: Iterable[Any]) -> GraphModule:
     """Set every activation range from images, in place, and return `qmodel`; its weights stay as they are.
 
-    `loader` yields batches (N, C, H, W), or tuples that start with one; all of it is walked once. Each quantizer sees the
-    activations of the network without activation quantization, collects them in a histogram, and gets the range at
-    which rounding and clipping together lose least (`fxfactor.ranges.best_limit`). Memory: one histogram per quantizer.
+    `loader` yields batches (N, C, H, W), or tuples that start with one; all of it is walked once. Each quantizer sees
+    the activations of the network without activation quantization, collects them in a histogram, and gets the range at
+    which rounding and clipping together lose least (`fxfactor.quantization.histogram.best_limit`). Memory: one
+    histogram per quantizer.
 
     Raises PreconditionError on an empty loader, a batch that holds no tensor, and activations that are not finite.
     """

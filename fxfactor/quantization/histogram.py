@@ -1,7 +1,7 @@
 """Activation ranges: how values are distributed, and the range of a quantizer that loses least of them.
 
 `Histogram` is the one description of a distribution here; it is filled from calibration images (`fxfactor.calibrate`)
-or, without data, from what the batch norms know (`fxfactor.moments`).
+or, without data, from what the batch norms know (`fxfactor.quantization.batch_norm_statistics`).
 """
 
 from __future__ import annotations

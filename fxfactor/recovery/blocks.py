@@ -47,7 +47,7 @@ def boundaries(graph: GraphModule) -> list[Node]:
 
 
 class Matching(nn.Module):
-    """Runs both networks on the same images and gives how far apart they are, and the compressed network's output."""
+    """Runs both networks on the same images and returns how far apart they are, and the compressed network's output."""
 
     def __init__(self, original: GraphModule, graph: GraphModule) -> None:
         super().__init__()

@@ -64,7 +64,7 @@ def finetune(
     plus label_weight · cross-entropy; without one it is the cross-entropy alone.
 
     loader: batches (images, labels), or images alone where no label is needed; its order is fixed by `seed`. augment:
-    `(images, generator) → images`, such as `fxfactor.augment.flip_and_shift`. checkpoint: a folder; the state is kept
+    `(images, generator) → images`, such as `fxfactor.flip_and_shift`. checkpoint: a folder; the state is kept
     there after every epoch, and a run that finds one goes on from it, to the same result up to rounding.
 
     Under torchrun, with the process group initialised and a DistributedSampler in the loader, gradients are averaged over

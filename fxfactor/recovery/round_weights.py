@@ -1,10 +1,11 @@
 """Weights rounded so that the outputs stay: every quantized layer in turn, on calibration images, without training.
 
-The original network and the quantized one are walked in lockstep, as when factors are fitted (`fxfactor.statistics`). At
-each layer the moments of what enters it in the quantized network, with the errors of all layers and quantizers before it,
-and of what leaves it in the original are summed; the layer's best weights are found by least squares, clipped where that
-loses least, and rounded one input after the other while the inputs to come make up for the error. What is left in the
-means of the outputs goes into the bias or the batch norm behind.
+The original network and the quantized one are walked in lockstep, as when factors are fitted
+(`fxfactor.factors.fit_to_outputs`). At each layer the moments of what enters it in the quantized network, with the
+errors of all layers and quantizers before it, and of what leaves it in the original are summed; the layer's best
+weights are found by least squares, clipped where that loses least, and rounded one input after the other while the
+inputs to come make up for the error. What is left in the means of the outputs goes into the bias or the batch norm
+behind.
 
 Nothing is added to the layer: the rounded values are written into its weight, and its own quantizer, whose scale comes
 from the largest weight, gives back the same.
@@ -125,7 +126,7 @@ def _round_node(
 
 
 def _exact_output(layer: nn.Module, x: Tensor) -> Tensor:
-    """What the layer gives with its weights unrounded."""
+    """The output of the layer with its weights unrounded."""
     exact = cast(Any, layer)
     return cast(Tensor, exact.inner_forward_impl(x, exact.weight, exact.bias))
 

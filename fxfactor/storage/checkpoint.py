@@ -54,7 +54,7 @@ def save(qmodel: GraphModule, folder: str | Path, source: str | None = None) -> 
 
 
 def load(folder: str | Path, model: nn.Module) -> GraphModule:
-    """Give back the network that was saved in `folder`. `model` is the original one; its weights do not matter.
+    """Return the network that was saved in `folder`. `model` is the original one; its weights do not matter.
 
     `model` may also be a graph that your own pipeline has transformed already: then only the weights are read.
     Raises PreconditionError where the folder is not one of ours or is damaged, or does not fit `model`.

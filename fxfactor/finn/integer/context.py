@@ -39,4 +39,4 @@ class Context:
 
 
 Handler = Callable[[Context, onnx.NodeProto, list[Value]], Iterable[Value]]
-"""Gives the outputs of a node of which at least one input is a stream and all are known. Raises Broken."""
+"""Returns the outputs of a node of which at least one input is a stream and all are known. Raises Broken."""

@@ -19,7 +19,7 @@ Tensors = dict[str, NDArray[Any]]
 
 
 def execute(model: onnx.ModelProto, images: NDArray[Any]) -> NDArray[np.int64]:
-    """What the integer graph gives for integer images (N, H, W, C) or (N, C), as (N, ...)."""
+    """The output of the integer graph for integer images (N, H, W, C) or (N, C), as (N, ...)."""
     values: Tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     values[model.graph.input[0].name] = images.astype(np.float64)
     remaining = {name: sum(name in node.input for node in model.graph.node) for name in _outputs(model)}

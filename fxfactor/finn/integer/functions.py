@@ -1,7 +1,7 @@
 """Activation functions that never fall, as factories from an ONNX node's attributes and constant inputs.
 
-Such a function followed by a quantizer is again a staircase, so it costs nothing in hardware (see `fxfactor.finn.streams`).
-A factory gives None where its parameters make the function fall somewhere.
+Such a function followed by a quantizer is again a staircase, so it costs nothing in hardware (see
+`fxfactor.finn.integer.streams`). A factory returns None where its parameters make the function fall somewhere.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 FINN's own streamlining moves scales and biases through the graph by rewriting it, one node at a time, until nothing
 changes; which rewrites in which order depends on the topology, and some corrupt the graph where it forks. Here every
-tensor is interpreted instead (see `fxfactor.finn.streams`): a convolution multiplies scales, a batch norm is another
+tensor is interpreted instead (see `fxfactor.finn.integer.streams`): a convolution multiplies scales, a batch norm is another
 scale and offset, a quantizer is thresholds. The walk is linear in the size of the network, handles forks, joins, splits
 and concatenations alike, and where a tensor cannot be interpreted it knows which rule is broken and where.
 

@@ -21,7 +21,7 @@ from fxfactor.quantization.levels import integer_range
 Integers = NDArray[np.int64]
 Reals = NDArray[np.float64]
 Function = Callable[[Reals], Reals]
-"""Takes and gives real values of shape (channels, n); never falls."""
+"""Takes and returns real values of shape (channels, n); never falls."""
 
 
 @dataclass(frozen=True)
