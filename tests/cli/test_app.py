@@ -1,62 +1,17 @@
-"""The command line: what each command prints, writes and answers to mistakes, and how soon `--help` comes."""
+"""The command line: what each command prints, writes and answers to mistakes."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from cli_helpers import SMALL, error_of, run
 
 import fxfactor
-from fxfactor.cli.app import main
 from fxfactor.cli.inputs import named_model
-
-NETS = """
-from torch import nn
-
-def small(first=16):
-    return nn.Sequential(
-        nn.Conv2d(3, first, 3, padding=1), nn.BatchNorm2d(first), nn.ReLU(),
-        nn.Conv2d(first, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
-    )
-
-class Nets:
-    ready = small()
-
-def wrong():
-    return 3
-"""
-SMALL = ["cli_nets:small", "--input-size", "3x16x16"]
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a module of the user's, which the command is run in."""
-    (tmp_path / "cli_nets.py").write_text(NETS)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.delitem(sys.modules, "cli_nets", raising=False)
-    return tmp_path
-
-
-def run(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as stopped:
-        main(list(arguments))
-    return int(stopped.value.code or 0)
-
-
-def error_of(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 1) -> str:
-    assert run(*arguments) == code
-    captured = capsys.readouterr()
-    assert "Traceback" not in captured.err
-    return captured.err
 
 
 def test_transform_save_summary_export(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,36 +80,6 @@ def test_keep_leaves_a_layer_in_one_piece(capsys: pytest.CaptureFixture[str]) ->
     assert "kept on request" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-def test_weights_are_loaded(folder: Path, suffix: str) -> None:
-    assert run("summary", "cli_nets:small", "--input-size", "3x16x16") == 0
-    model = sys.modules["cli_nets"].small()
-    (save_file if suffix == "safetensors" else torch.save)(model.state_dict(), f"w.{suffix}")
-    assert run("transform", *SMALL, "--weights", f"w.{suffix}", "-o", "net") == 0
-    assert torch.equal(fxfactor.load("net", model).state_dict()["0.weight"], model[0].weight)
-
-
-def test_calibration_images_set_the_ranges(capsys: pytest.CaptureFixture[str]) -> None:
-    images = np.random.default_rng(0).normal(size=(40, 3, 16, 16))
-    for name, scale in (("one", 1.0), ("large", 100.0)):
-        np.save(f"{name}.npy", scale * images)
-        assert run("transform", *SMALL, "-b", "8", "--calibration", f"{name}.npy", "-o", name) == 0
-    model = sys.modules["cli_nets"].small()
-    one, large = (fxfactor.load(name, model).state_dict() for name in ("one", "large"))
-    (key,) = [key for key in one if key.startswith("input") and key.endswith("value")]
-    assert float(large[key] / one[key]) == pytest.approx(100, rel=0.01)
-
-
-def test_a_variable_inside_a_class_can_be_named() -> None:
-    assert run("summary", "cli_nets:Nets.ready") == 0
-
-
-def test_torchvision_and_its_networks_with_backbones(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("transform", "torchvision:mobilenet_v3_small", "-l", "1", "--input-size", "3x32x32") == 0
-    assert "features.0.0" in capsys.readouterr().out
-    assert run("summary", "torchvision:lraspp_mobilenet_v3_large", "--input-size", "3x64x64") == 0
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -206,24 +131,6 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str], message: str, capsys: 
     assert message in error_of(capsys, *arguments, code=2)
 
 
-def test_weights_of_another_network_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("summary", "cli_nets:small", "--input-size", "3x16x16") == 0
-    torch.save(sys.modules["cli_nets"].small(first=24).state_dict(), "other.pth")
-    assert "do not fit Sequential" in error_of(capsys, "transform", *SMALL, "--weights", "other.pth")
-
-
-def test_a_folder_without_source_says_how_to_give_one(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("summary", "cli_nets:small", "--input-size", "3x16x16") == 0
-    fxfactor.save(fxfactor.transform(sys.modules["cli_nets"].small(), level=1), "net")
-    assert "does not say where its network comes from" in error_of(capsys, "summary", "net")
-
-
-def test_errors_of_the_users_own_code_keep_their_traceback(folder: Path) -> None:
-    (folder / "broken.py").write_text("import a_module_that_is_missing\n")
-    with pytest.raises(ModuleNotFoundError, match="a_module_that_is_missing"):
-        main(["transform", "broken:net"])
-
-
 @pytest.mark.parametrize("command", [[], ["transform"], ["plan"], ["summary"], ["export"]])
 def test_help_teaches_with_an_example(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*command, "--help") == 0
@@ -233,26 +140,3 @@ def test_help_teaches_with_an_example(command: list[str], capsys: pytest.Capture
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--version") == 0
     assert capsys.readouterr().out[0].isdigit()
-
-
-HEAVY = ("matplotlib", "networkx", "onnx", "onnxoptimizer", "onnxscript", "qonnx", "torchvision", "typer")
-
-
-@pytest.mark.parametrize(
-    ("statement", "heavy"),
-    [
-        ("import fxfactor", ("torch", "brevitas", *HEAVY)),
-        ("from fxfactor.cli import app", ("torch", "brevitas", *(name for name in HEAVY if name != "typer"))),
-        ("from fxfactor import *; import fxfactor.passes", HEAVY),
-    ],
-)
-def test_importing_is_cheap(statement: str, heavy: tuple[str, ...]) -> None:
-    code = f"{statement}; import sys; print([name for name in {heavy!r} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
-    assert done.stdout.strip() == "[]"
-
-
-def test_public_names_are_functions_whatever_was_imported_before() -> None:
-    code = "import fxfactor.recovery.finetune as ft, fxfactor.graph.capture, fxfactor.passes, fxfactor; print([callable(getattr(fxfactor, n)) for n in fxfactor.__all__])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
-    assert "False" not in done.stdout

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import copy
-import csv
-import io
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -269,51 +265,6 @@ def test_a_layer_that_is_never_called_gets_a_row_that_says_so() -> None:
     assert "never reached" in row.note
 
 
-def test_a_table_survives_its_files(table: Distributions, tmp_path: Path) -> None:
-    table.to_json(tmp_path / "table.json")
-    again = Distributions.from_json(tmp_path / "table.json")
-    assert again.to_dicts() == table.to_dicts()
-    assert again.images == 24
-    table.to_csv(tmp_path / "table.csv")
-    with open(tmp_path / "table.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == len(table)
-    assert [float(row["max"]) for row in rows] == [row.max for row in table]
-    table.channels_to_csv(tmp_path / "channels.csv")
-    with open(tmp_path / "channels.csv", newline="") as file:
-        assert sum(1 for _ in file) == 1 + sum(row.channels for row in table)
-
-
-def test_infinities_survive_json(tmp_path: Path) -> None:
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval()
-    same = fxfactor.capture(model, images(1))
-    table = distributions(model, same, [images()])
-    table.to_json(tmp_path / "table.json")
-    json.loads((tmp_path / "table.json").read_text(), parse_constant=lambda name: pytest.fail(name))
-    assert (
-        one(Distributions.from_json(tmp_path / "table.json"), variant="transformed", tensor="output").sqnr_db
-        == math.inf
-    )
-
-
-def test_pandas_takes_the_rows(table: Distributions) -> None:
-    pandas = pytest.importorskip("pandas")
-    frame = table.to_pandas()
-    assert isinstance(frame, pandas.DataFrame)
-    assert list(frame.columns) == list(COLUMNS)
-    assert len(frame) == len(table)
-
-
-def test_rich_prints_a_table_per_variant(table: Distributions) -> None:
-    from rich.console import Console
-
-    console = Console(width=200, record=True, file=io.StringIO())
-    console.print(table)
-    text = console.export_text()
-    assert "block.conv2" in text
-    assert "24 images" in text
-
-
 # ── refusals ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -383,18 +334,3 @@ class _TwoInputs(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return self.a(x) + self.b(y)
-
-
-def test_an_unknown_column_is_refused_with_the_known_ones(table: Distributions) -> None:
-    with pytest.raises(PreconditionError, match="no column 'layer' in the table; known are variant, site"):
-        table.where(layer="x")
-
-
-@pytest.mark.parametrize(
-    "text", ["", "[]", '{"schema_version": 1}', '{"schema_version": 1, "images": 1, "rows": [{}]}']
-)
-def test_another_file_is_not_a_table(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "table.json"
-    path.write_text(text)
-    with pytest.raises(PreconditionError, match=r"table\.json"):
-        Distributions.from_json(path)

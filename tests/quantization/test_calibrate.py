@@ -10,7 +10,6 @@ from torch.fx import GraphModule
 
 from fxfactor import PreconditionError, calibrate, transform
 from fxfactor.graph import is_quantizer, module_of
-from fxfactor.graph.watching import inputs_of
 from fxfactor.quantization.brevitas_layers import get_limit, is_signed
 
 IMAGES = (8, 3, 16, 16)
@@ -118,18 +117,6 @@ def test_a_refusal_leaves_mode_and_ranges(graph):
         calibrate(graph, [torch.randn(IMAGES), torch.full(IMAGES, float("nan"))])
     assert limits(graph) == before
     assert all(module.training for module in graph.modules())
-
-
-def test_the_images_of_a_batch():
-    images = torch.randn(IMAGES)
-    assert inputs_of(images) is images
-    assert inputs_of((images, torch.zeros(8))) is images
-    assert inputs_of([images]) is images
-    for wrong in ({"image": images}, (), "images", ("images",), 3):
-        with pytest.raises(
-            PreconditionError, match="a batch must be a tensor of images or a tuple that starts with one"
-        ):
-            inputs_of(wrong)
 
 
 def test_signs_are_not_touched(graph):

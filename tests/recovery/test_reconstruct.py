@@ -7,38 +7,14 @@ import sys
 
 import pytest
 import torch
-from torch import Tensor, nn
+from blocks_helpers import images, network
+from torch import nn
 from torch.fx import GraphModule
 
 import fxfactor
 from fxfactor.errors import PreconditionError
 from fxfactor.passes import FactorizeDepth, Quantize
-from fxfactor.recovery.blocks import boundaries, with_taps
 from fxfactor.recovery.reconstruct import reconstruct
-
-
-class Block(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x + self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))).relu()
-
-
-def images(count: int = 32, seed: int = 0) -> Tensor:
-    return torch.randn(count, 3, 8, 10, generator=torch.Generator().manual_seed(seed)).cumsum(-1)
-
-
-def network() -> GraphModule:
-    torch.manual_seed(0)
-    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
-    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), Block(16), Block(16), head)
-    model(images())  # in training mode: gives the batch norms statistics
-    return fxfactor.capture(model.eval(), images(1))
 
 
 def compressed(original: GraphModule, bits: int | None = None) -> GraphModule:
@@ -50,28 +26,6 @@ def difference(a: nn.Module, b: nn.Module) -> float:
     with torch.no_grad():
         x = images(seed=1)
         return float((a(x) - b(x)).norm() / a(x).norm())
-
-
-def test_boundaries_are_the_ends_of_blocks():
-    nodes = boundaries(network())
-    assert [node.name for node in nodes] == ["_1", "_2_relu_1", "_3_relu_1"]
-
-
-def test_boundaries_of_a_chain_are_before_each_layer():
-    chain = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)
-    )
-    nodes = boundaries(fxfactor.capture(chain.eval(), torch.zeros(1, 3, 16, 16)))
-    assert [str(node.target) for node in nodes] == ["2", "4"]
-
-
-def test_taps_share_the_modules():
-    original = network()
-    tapped = with_taps(original, ["_2_relu_1"])
-    output, (block,) = tapped(images())
-    assert torch.equal(output, original(images()))
-    assert block.shape == (32, 16, 8, 10)
-    assert tapped.get_submodule("2.conv1") is original.get_submodule("2.conv1")
 
 
 @pytest.mark.parametrize("bits", [None, 4])

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from torch import Tensor, nn
+from report_helpers import images, make_net
+from torch import nn
 from torch.fx import GraphModule
 
 import fxfactor
@@ -22,34 +21,6 @@ from fxfactor.analysis.table import Distributions
 from fxfactor.report import report
 
 pytest.importorskip("matplotlib")
-
-from fxfactor.report import plots
-from fxfactor.report.architecture import architecture, outline
-from fxfactor.report.style import save_png, to_svg
-
-
-class Net(nn.Module):
-    """Stem, one residual block, pooling and classifier: 3×12×12 → 10."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 16, 3, padding=1)
-        self.conv = nn.Conv2d(16, 16, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(16)
-        self.classifier = nn.Linear(16, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x).relu()
-        return self.classifier((x + self.norm(self.conv(x))).relu().mean((2, 3)))
-
-
-def images() -> Tensor:
-    return torch.randn(8, 3, 12, 12, generator=torch.Generator().manual_seed(0))
-
-
-def make_net() -> Net:
-    torch.manual_seed(0)
-    return Net().eval()
 
 
 @pytest.fixture(scope="module")
@@ -151,38 +122,6 @@ def test_a_browser_shows_it(page: Path, tmp_path: Path, dark: bool) -> None:
     assert (np.median(picture) < 0.3) == dark
 
 
-DRAWINGS = {
-    "ranges": lambda table: plots.ranges(table, "output"),
-    "between": lambda table: plots.ranges(table, "between"),
-    "histograms": lambda table: plots.histograms(
-        [row for row in table.where(variant="level 2", site="conv") if row.bins]
-    ),
-    "channels": lambda table: plots.channel_ranges(table, "between"),
-    "errors": lambda table: plots.errors(table),
-    "one": lambda table: plots.errors(table, ["level 2"]),
-    "matrix": lambda table: plots.matrix(table, "sqnr_db", "between"),
-}
-
-
-@pytest.mark.parametrize("name", DRAWINGS)
-def test_every_picture_is_drawn(table: Distributions, name: str, tmp_path: Path) -> None:
-    figure = DRAWINGS[name](table)
-    svg = to_svg(figure, name)
-    ElementTree.fromstring(svg)
-    assert "currentColor" in svg
-    assert to_svg(DRAWINGS[name](table), name) == svg
-    save_png(figure, tmp_path / "picture.png")
-    assert (tmp_path / "picture.png").stat().st_size > 2000
-
-
-def test_the_outline_has_layers_joins_and_poolings(variants: dict[str, GraphModule]) -> None:
-    graph = outline(variants["level 2"])
-    kinds = [data["box"].kind for _, data in graph.nodes(data=True)]
-    assert kinds == ["input", "dense", "spatial", "pointwise", "join", "pooling", "linear", "output"]
-    assert graph.in_degree("add") == 2
-    ElementTree.fromstring(to_svg(architecture(fxfactor.capture(make_net(), images()[:1]), variants["level 2"]), "x"))
-
-
 @pytest.mark.parametrize(("settings", "message"), [
     ({"qmodel": nn.Linear(2, 2)}, "found Linear"),
     ({"qmodel": {}}, "without entries"),
@@ -196,30 +135,3 @@ def test_bad_input_is_refused(
     with pytest.raises(PreconditionError, match=message):
         report(**{"qmodel": variants, "path": tmp_path / "report.html", **settings})
     assert not (tmp_path / "report.html").exists()
-
-
-def test_nothing_to_draw_is_refused(table: Distributions) -> None:
-    with pytest.raises(PreconditionError, match="no rows with 'sqnr_db' of 'nowhere'"):
-        plots.matrix(table, "sqnr_db", "nowhere")
-
-
-def test_on_the_command_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import typer
-    from typer.testing import CliRunner
-
-    from fxfactor.cli import report as cli
-
-    monkeypatch.chdir(tmp_path)
-    app = typer.Typer()
-    app.command()(cli.distributions)
-    app.command()(cli.report)
-    np.save("images.npy", images().numpy())
-    source = f"{__name__}:make_net"
-    fxfactor.save(fxfactor.transform(make_net(), 2, 4, example_inputs=images()[:1]), "l2", source=source)
-    run = CliRunner().invoke(app, ["distributions", "l2", "--images", "images.npy"])
-    assert run.exit_code == 0, run.output
-    run = CliRunner().invoke(app, ["report", "l2", "--distributions", "distributions.json", "-o", "page.html"])
-    assert run.exit_code == 0, run.output
-    assert '<section id="pictures">' in Path("page.html").read_text()

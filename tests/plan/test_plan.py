@@ -8,12 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import ResidualNet, randomized
-from torch import nn
 
-from fxfactor import LayerPlan, Plan, PreconditionError, capture, groups_at, transform
+from fxfactor import LayerPlan, Plan, PreconditionError, capture, transform
 from fxfactor.passes import FactorizeDepth, Quantize
 from fxfactor.pipeline import Pipeline
-from fxfactor.plan.ladder import macs_per_output_pixel, mid_at
 
 BITS = st.none() | st.integers(2, 8)
 
@@ -41,33 +39,6 @@ def test_a_plan_survives_a_file(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
 
 
-@given(st.integers(0, 12), st.integers(1, 300))
-def test_groups_are_the_largest_divisor_up_to_two_to_the_level(level, channels):
-    groups = groups_at(level, channels)
-    assert channels % groups == 0
-    assert groups <= 2**level
-    assert not any(channels % more == 0 for more in range(groups + 1, min(2**level, channels) + 1))
-    if 2**level >= channels:
-        assert groups == groups_at("depthwise", channels) == channels
-
-
-@given(st.integers(0, 8), st.integers(1, 6), st.integers(1, 20))
-def test_a_grouped_convolution_gets_a_multiple_of_its_groups(level, original, factor):
-    groups = groups_at(level, original * factor, original)
-    assert groups % original == 0
-    assert (original * factor) % groups == 0
-    assert groups == original or groups <= 2**level
-
-
-def test_costs_of_the_ladder():
-    conv = nn.Conv2d(64, 64, 3)
-    dense = macs_per_output_pixel(conv)
-    assert dense == 9 * 64**2
-    shares = [macs_per_output_pixel(conv, 2**level) / 64**2 for level in range(1, 5)]
-    assert shares == [5.5, 3.25, 2.125, 1.5625]
-    assert macs_per_output_pixel(conv, 64) == 64**2 + 9 * 64
-
-
 def test_a_level_and_bits_are_a_plan():
     graph = capture(ResidualNet(32))
     plan = Plan.uniform(graph, level=3, weight_bits=4, activation_bits=3)
@@ -88,16 +59,6 @@ def test_a_width_is_channels_between_the_factors():
         "block.conv2": (8, 48),
         "classifier": (None, None),
     }
-
-
-@given(st.floats(1e-3, 8), st.integers(1, 64), st.integers(1, 64))
-def test_mid_is_the_closest_multiple_of_the_groups(width, per_group, groups):
-    channels = per_group * groups
-    mid = mid_at(width, channels, groups)
-    assert mid % groups == 0
-    assert mid > 0
-    assert mid == groups or abs(mid - width * channels) <= groups / 2 + 1e-6
-    assert mid_at(1, channels, groups) == channels
 
 
 @pytest.mark.parametrize("level", [0, 1, 3, "depthwise"])
@@ -212,12 +173,6 @@ def test_a_binary_file_is_no_plan(tmp_path):
     (tmp_path / "plan.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(PreconditionError, match="a plan must be JSON, found a file that is no text"):
         Plan.load(tmp_path / "plan.json")
-
-
-@pytest.mark.parametrize("level", [-1, 1.0, True, None, "deep", "3"])
-def test_wrong_levels_are_refused(level):
-    with pytest.raises(PreconditionError, match='level must be an int of at least 0 or "depthwise", found'):
-        groups_at(level, 64)
 
 
 def test_unknown_sites_are_refused_with_the_closest():
