@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from small_exploration import TRAIN, VALIDATION, explore, halve, model, output_norm
-from torch import nn
+from torch import Tensor, nn
 
 import fxfactor
 from fxfactor import PreconditionError
@@ -67,3 +68,25 @@ def test_a_candidate_that_raises_or_gives_nan_is_marked_and_the_walk_goes_on(tmp
     assert "no good" in str(result)
     with pytest.raises(PreconditionError, match="has no plan: it failed: ValueError"):
         plan_of(result.candidates[1])
+
+
+class Unlike(nn.Module):
+    """A wide convolution, then a narrow one: a higher level splits the first further, and not the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 3, padding=1)
+        self.wide = nn.Conv2d(32, 8, 3, padding=1)
+        self.narrow = nn.Conv2d(8, 16, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.narrow(self.wide(self.stem(x).relu()).relu()).mean((2, 3))
+
+
+def test_what_lies_behind_a_site_that_differs_is_fitted_anew(tmp_path: Path) -> None:
+    def found(name: str, levels: tuple[int, ...]) -> float | None:
+        torch.manual_seed(0)
+        settings = {"levels": levels, "bits": (None,), "metric": output_norm, "state": tmp_path / name}
+        return fxfactor.explore(Unlike(), TRAIN, VALIDATION, **settings).candidates[-1].metric
+
+    assert found("both", (3, 4)) == found("alone", (4,))

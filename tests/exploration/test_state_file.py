@@ -81,3 +81,27 @@ def test_the_file_is_sqlite_that_anyone_can_read(tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / "state")
     assert connection.execute("select level, weight_bits, status from candidates").fetchall() == [("0", 8, "done")]
     connection.close()
+
+
+def row(level: str) -> Candidate:
+    return Candidate(level, 1.0, 8, 8, "done", 0.5, 1, 1, 1, 0.1, "", None)
+
+
+def test_candidates_are_read_in_the_order_they_came(tmp_path: Path) -> None:
+    rows = tuple(row(level) for level in "201")
+    with Store(tmp_path / "state", {}) as store:
+        for each in rows:
+            store.add(each)
+        assert store.candidates() == list(rows)
+    assert Exploration.read(tmp_path / "state").candidates == rows
+
+
+def test_a_candidate_and_its_state_are_kept_both_or_neither(tmp_path: Path) -> None:
+    with Store(tmp_path / "state", {}) as store:
+        store.add(row("0"), b"first")
+        store.connection.execute("create trigger no before insert on snapshots begin select raise(abort, 'no'); end")
+        with pytest.raises((FxfactorError, sqlite3.Error), match="no"):
+            store.add(row("1"), b"second")
+        assert [each.level for each in store.candidates()] == ["0"]
+        assert store.snapshot("0") == b"first"
+        assert store.snapshot("1") is None

@@ -105,3 +105,25 @@ def test_silent_channels_do_no_harm():
     assert torch.isfinite(fitted.spatial).all()
     assert torch.isfinite(fitted.pointwise).all()
     assert fitted.output_error < 1
+
+
+def test_images_held_out_choose_how_far_the_factors_follow_the_data():
+    """Few noisy positions: the factors stay near the weight. Many exact ones: they follow the data, however weak its parts."""
+    conv = built(nn.Conv2d(8, 12, 3, bias=False))
+    start = svd_factors(conv.weight, 4)
+
+    def data(images: int, size: int, noise: float, seed: int, spread: float = 1.0) -> PatchMoments:
+        x = random_weight(images, 8, size, size, seed=seed) * torch.logspace(0, -spread, 8).view(1, -1, 1, 1).double()
+        return next(moments_of(x + noise * random_weight(*x.shape, seed=seed + 100), conv(x), conv))
+
+    few, unseen = [data(4, 4, 0.5, seed, 0.0) for seed in (1, 2)], data(64, 9, 0.5, 3, 0.0)
+    chosen, fixed = (fitted_factors(conv.weight, start, *each) for each in (few, [few[0] + few[1]]))
+    assert unseen.output_error(chosen) < 0.6 * unseen.output_error(fixed)
+
+    conv.weight.mul_(torch.logspace(0, 3, 8).view(1, -1, 1, 1).double())  # what is small in the input weighs much
+    start = svd_factors(conv.weight, 4)
+    many, unseen = [data(32, 9, 0.0, seed, 3.0) for seed in (1, 2)], data(64, 9, 0.0, 3, 3.0)
+    original = conv.weight.reshape(1, 12, -1)
+    chosen = fitted_factors(conv.weight, start, *many)
+    near = fitted_factors(conv.weight, start, (many[0] + many[1]).pulled_to(original, 0.1))
+    assert unseen.output_error(chosen) < 0.99 * unseen.output_error(near)

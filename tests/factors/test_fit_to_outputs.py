@@ -151,3 +151,25 @@ def test_convolution_with_neither_bias_nor_batch_norm():
     fit_to_outputs(original, graph, x.split(4))
     assert graph.get_submodule("1.pointwise").bias is None
     assert difference(original, graph, x) < before
+
+
+def test_a_few_images_do_no_harm_on_others():
+    """With far fewer positions than weights, a fit that nothing held out restrains would be worse than the SVD."""
+    original = network()
+    few = images()[:4, :, :6, :6]
+    graph, svd = factorized(original), factorized(original)
+    fit_to_outputs(original, graph, few.split(1))
+    assert difference(original, graph, images(seed=1)) < difference(original, svd, images(seed=1))
+
+
+def test_a_memory_limit_is_kept():
+    """What does not fit is computed anew for every site; what fits is computed once."""
+    calls: list[int] = []
+    original = network()
+    original.stem.register_forward_hook(lambda *_: calls.append(1))
+    fit_to_outputs(original, factorized(original), images().split(8))
+    once = len(calls)
+    assert once == 2 * 4  # the hook was copied with the network
+    calls.clear()
+    fit_to_outputs(original, factorized(original), images().split(8), memory_limit=0)
+    assert len(calls) == 3 * once

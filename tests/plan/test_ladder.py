@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fxfactor import PreconditionError, groups_at
-from fxfactor.plan.ladder import macs_per_output_pixel, mid_at
+from fxfactor import PreconditionError, capture, groups_at
+from fxfactor.graph import sites
+from fxfactor.plan.ladder import choose_shape, macs_per_output_pixel, mid_at
 
 
 @given(st.integers(0, 12), st.integers(1, 300))
@@ -52,3 +54,14 @@ def test_mid_is_the_closest_multiple_of_the_groups(width, per_group, groups):
 def test_wrong_levels_are_refused(level):
     with pytest.raises(PreconditionError, match='level must be an int of at least 0 or "depthwise", found'):
         groups_at(level, 64)
+
+
+def test_factors_that_save_nothing_are_not_taken():
+    """2×1 kernels in 2 groups: 8·8·2/2 + 8·8 multiplications are as many as the 8·8·2 of the whole."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, (2, 1)), nn.Conv2d(8, 8, (3, 1)))
+    found = sites(capture(model.eval(), torch.zeros(1, 3, 8, 8)))
+    assert (
+        choose_shape(found["1"], 1, first=False)
+        == "2 groups would not lower the MACs: 128 instead of 128 at each pixel"
+    )
+    assert choose_shape(found["2"], 1, first=False) == (2, 8)

@@ -65,3 +65,11 @@ def test_cycles_hold_for_every_site_by_itself() -> None:
 def test_a_budget_that_nothing_meets_is_refused_with_the_least_that_is_possible() -> None:
     with pytest.raises(PreconditionError, match="at most 2 BOPs where the least is"):
         solve(_random_sites(0, 4, ("bops",)), {"bops": 2.0})
+
+
+def test_a_budget_is_kept_to_the_last_digit() -> None:
+    """HiGHS takes a row as kept within a tolerance of a millionth; the budget knows none."""
+    over, under = (
+        Option(LayerPlan(weight_bits=b), loss, {"bops": c}) for b, loss, c in ((8, 0.0, 100.00005), (2, 1.0, 60.0))
+    )
+    assert solve([SiteOptions("a", "a", (over, under))], {"bops": 100.0}) == [under]

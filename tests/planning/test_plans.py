@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from networks import ResidualNet, random_batches, randomized
 
 import fxfactor
-from fxfactor import Budget
+from fxfactor import Budget, Plan
 from fxfactor.planning.plans import best_plan, candidates, distance, uniform_plan
 from fxfactor.planning.search import BITS, LEVELS
 from fxfactor.planning.sensitivity import measure_errors
@@ -67,3 +68,10 @@ def test_with_several_widths_the_plan_of_width_1_is_among_the_candidates() -> No
     assert alone in plans
     assert any(layer.groups is not None for layer in alone.layers.values())
     assert alone != best_plan(wide, errors, limits, "both", 8)
+
+
+def test_the_distance_is_that_on_images_not_calibrated_on() -> None:
+    model, images = randomized(ResidualNet(16)), torch.cat(random_batches())
+    plan = Plan.uniform(fxfactor.capture(model, images[:1]), 0, 4, 4)
+    first, second = images[:12], images[12:]
+    assert distance(model, plan, [first, 10 * second]) > 3 * distance(model, plan, [first, second])

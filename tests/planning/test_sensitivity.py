@@ -36,11 +36,7 @@ def test_the_second_order_predicts_the_loss_of_a_small_change() -> None:
     graph = fxfactor.capture(model, images[0][:1]).eval()
     space = space_of(graph, (0,), (8, 4), boundary_bits=None)
     errors = measure_errors(graph, images, space)
-    predicted = (
-        errors["block.conv1"].of(Shape(), LayerPlan(None, None, 4, None), "loss")
-        if False
-        else float(errors["block.conv1"].weights[Shape(), 4][0])
-    )
+    predicted = float(errors["block.conv1"].weights[Shape(), 4][0])
     changed = fxfactor.capture(model, images[0][:1]).eval()
     conv = changed.get_submodule("block.conv1")
     conv.weight.data = rounded_weight(conv.weight.data, 4)
@@ -49,3 +45,15 @@ def test_the_second_order_predicts_the_loss_of_a_small_change() -> None:
         p, q = ((net(judged) / 4).log_softmax(1) for net in (graph, changed))
     actual = float((p.exp() * (p - q)).sum(1).mean()) * 16
     assert 0.5 < predicted / actual < 2
+
+
+def test_ranges_come_from_the_first_half_and_errors_from_the_second() -> None:
+    """Images ten times as large in the second half go beyond the ranges that the first half gave."""
+    model, images = randomized(ResidualNet(16)), random_batches()
+    graph = fxfactor.capture(model, images[0][:1]).eval()
+    space = space_of(graph, (0,), (4,), boundary_bits=4)
+    together = torch.cat(images)
+    first, second = together[:12], together[12:]
+    same, larger = (measure_errors(graph, [first, each], space)["stem.0"] for each in (second, 10 * second))
+    key = Shape(), 4
+    assert larger.activations[key][1] > 10 * same.activations[key][1]

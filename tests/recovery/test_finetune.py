@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils.data import DataLoader, TensorDataset
@@ -186,3 +187,39 @@ def test_two_processes_train_one_network(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "run" / "checkpoint.safetensors").exists()
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    written = []
+
+    def breaks_off_the_second_time(tensors, path, metadata=None):
+        written.append(path)
+        if len(written) == 2:
+            Path(path).write_bytes(b"half")
+            raise OSError("no space left on device")
+        save_file(tensors, path, metadata)
+
+    monkeypatch.setattr("fxfactor.recovery.finetune.save_file", breaks_off_the_second_time)
+    with pytest.raises(OSError, match="no space"):
+        finetune(compressed(), loader(), epochs=2, checkpoint=tmp_path)
+    assert [epoch.number for epoch in finetune(compressed(), loader(), epochs=2, checkpoint=tmp_path)] == [1]
+
+
+def test_every_epoch_draws_other_random_numbers_and_every_run_the_same():
+    def orders() -> list[list[float]]:
+        data = loader()
+        drawn: list[list[float]] = []
+
+        class Watched:
+            def __iter__(self):
+                drawn.append([])
+                for x, y in data:
+                    drawn[-1].extend(x[:, 0, 0, 0].tolist())
+                    yield x, y
+
+        finetune(compressed(bits=None), Watched(), epochs=3)
+        return drawn
+
+    first, second = orders(), orders()
+    assert first == second
+    assert first[0] != first[1] != first[2] != first[0]
