@@ -16,6 +16,11 @@ _RUNNER = (
     "runs in another process, and is seen by what comes back from it",
 )
 ELSEWHERE: dict[str, tuple[str, str]] = {
+    "fxfactor/analysis/rows.py": (
+        "tests/analysis/test_distributions.py",
+        "every figure of a row is checked against the tensors",
+    ),
+    "fxfactor/analysis/taps.py": ("tests/analysis/test_distributions.py", "what is tapped is seen in the rows"),
     "fxfactor/cli/__init__.py": ("tests/cli/test_app.py", "main alone, which starts app"),
     "fxfactor/cli/options.py": (
         "tests/cli/test_app.py tests/cli/test_cli_explore.py",

@@ -61,8 +61,8 @@ NAMED: dict[str, tuple[str, str, str]] = {
     ),
     "a checkpoint is written in place": (
         "fxfactor/recovery/finetune.py",
-        'partial = self.folder / f"{_CHECKPOINT}.partial"',
-        "partial = self.folder / _CHECKPOINT",
+        "save_file({name: value.detach().contiguous() for name, value in tensors.items()}, temporary, about)",
+        "save_file({name: value.detach().contiguous() for name, value in tensors.items()}, self.folder / _CHECKPOINT, about)",
     ),
     "the same random state in every epoch": (
         "fxfactor/recovery/finetune.py",

@@ -202,6 +202,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, mon
     monkeypatch.setattr("fxfactor.recovery.finetune.save_file", breaks_off_the_second_time)
     with pytest.raises(OSError, match="no space"):
         finetune(compressed(), loader(), epochs=2, checkpoint=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.safetensors"]
     assert [epoch.number for epoch in finetune(compressed(), loader(), epochs=2, checkpoint=tmp_path)] == [1]
 
 
