@@ -6,13 +6,14 @@ TEST_FLAGS ?= -n 2
 # Two test processes share the machine: more threads in each would only be in each other's way.
 export OMP_NUM_THREADS := 1
 
-.PHONY: help demo test test-new test-slow lint types clean
+.PHONY: help demo test test-new test-slow mutation lint types clean
 
 help:
 	@echo "make demo      set up .venv, train a small network, factorize and quantize it, write QONNX"
 	@echo "make test      set up .venv, run the fast tests (torch 2.12, Brevitas 0.13.0, FINN)"
 	@echo "make test-new  set up .venv-new, run the core's tests (newest torch and Brevitas, no FINN)"
 	@echo "make test-slow run the tests that take minutes"
+	@echo "make mutation  change single lines and see whether the tests notice (hours; SAMPLE=80 SEED=1)"
 	@echo "make lint      ruff: rules and format"
 	@echo "make types     mypy, on the package as it is installed"
 	@echo "make clean     remove the virtual environments"
@@ -28,6 +29,12 @@ test-new: .venv-new/ready
 
 test-slow: .venv/ready
 	.venv/bin/python -m pytest $(TEST_FLAGS) -m slow
+
+# Not part of CI: one mutation takes the tests near it, half a minute on the average.
+SAMPLE ?= 80
+SEED ?= 1
+mutation: .venv/ready
+	.venv/bin/python tests/mutation.py --named --sample $(SAMPLE) --seed $(SEED)
 
 lint: .venv/ready
 	.venv/bin/ruff check .

@@ -63,7 +63,12 @@ def new_folder(path: str | Path, what: str, marker: str) -> Iterator[Path]:
         yield new
         if target.exists():
             os.replace(target, old)
-        os.replace(new, target)
+        try:
+            os.replace(new, target)
+        except BaseException:  # the earlier folder comes back before the temporary one goes
+            if old.exists():
+                os.replace(old, target)
+            raise
 
 
 @contextmanager

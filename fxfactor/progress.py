@@ -14,6 +14,9 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
     from rich.progress import track as rich_track
 
     console = Console(stderr=True)
+    if not console.is_terminal:  # rich would print an empty line at the end all the same
+        yield from items
+        return
     if total is None and isinstance(items, Sized):
         total = len(items)
-    yield from rich_track(items, what, total=total, console=console, transient=True, disable=not console.is_terminal)
+    yield from rich_track(items, what, total=total, console=console, transient=True)

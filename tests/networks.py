@@ -105,3 +105,8 @@ class Lambda(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self.function(self, x)
+
+
+def random_batches(count: int = 24, size: int = 16) -> list[Tensor]:
+    """The same `count` images each time, in batches of 8."""
+    return list(torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(3)).split(8))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -128,3 +129,31 @@ def test_a_file_in_the_way_of_a_folder_is_named(tmp_path):
 def test_a_folder_in_the_way_of_a_file_is_named(tmp_path):
     with pytest.raises(PreconditionError, match="is a folder; give the name of a file"):
         write_text(tmp_path, "new", "writing")
+
+
+def test_an_earlier_folder_outlives_a_rename_that_fails(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "plan.json").write_text("earlier")
+    rename = os.replace
+
+    def fails_for_the_new_one(source, target):
+        if Path(source).name == "new":
+            raise OSError("no space left on device")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", fails_for_the_new_one)
+    with (
+        pytest.raises(OSError, match="no space"),
+        new_folder(tmp_path / "a", "saving", marker="plan.json") as temporary,
+    ):
+        (temporary / "plan.json").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a" / "plan.json").read_text() == "earlier"
+
+
+def test_nothing_earlier_is_touched_before_the_new_folder_is_written(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "plan.json").write_text("earlier")
+    with new_folder(tmp_path / "a", "saving", marker="plan.json") as temporary:
+        (temporary / "plan.json").write_text("new")
+        assert (tmp_path / "a" / "plan.json").read_text() == "earlier"

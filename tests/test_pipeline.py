@@ -15,7 +15,6 @@ from torch.fx import GraphModule
 
 from fxfactor import Change, GraphError, Pass, PassResult, Pipeline, PreconditionError, Skip, capture
 from fxfactor.graph import convolutions, insert_after, module_of
-from fxfactor.graph.compare import random_inputs, relative_difference
 from fxfactor.passes import FactorizeDepth, FoldBatchNorm, Quantize
 from fxfactor.pipeline import HISTORY
 
@@ -154,25 +153,6 @@ def test_a_graph_in_another_form_is_refused():
     with pytest.raises(GraphError, match="has no known shape") as caught:
         FoldBatchNorm()(traced)
     assert "call fxfactor.capture(model) first" in str(caught.value)
-
-
-def test_random_inputs_are_those_of_the_capture_and_the_same_each_time(graph):
-    (images,) = random_inputs(graph)
-    assert images.shape == (2, 3, 16, 16)
-    assert torch.equal(images, random_inputs(graph)[0])
-    assert not torch.equal(images, random_inputs(graph, seed=1)[0])
-
-
-def test_relative_difference():
-    assert relative_difference(torch.tensor([1.0, -4.0]), torch.tensor([1.5, -4.0])) == 0.125
-    assert relative_difference({"a": torch.zeros(2)}, {"a": torch.zeros(2)}) == 0
-    assert relative_difference(torch.ones(2), torch.zeros(2)) == 1
-
-
-def test_a_nan_in_any_output_is_a_difference():
-    one, nan = torch.ones(2), torch.tensor([1.0, float("nan")])
-    for wanted, found in [((one, one), (one, nan)), ((nan, one), (one, one)), ((one, nan), (one, nan))]:
-        assert not relative_difference(found, wanted) <= 1
 
 
 def test_a_failing_pass_leaves_the_graph_untouched(graph):

@@ -35,7 +35,7 @@ from fxfactor.quantization.brevitas_layers import is_quantized_layer
 _CLIPS = torch.linspace(1.0, 0.3, 29).tolist()
 """Limits of the weights that are tried, as parts of the largest one."""
 
-_BLOCK = 128
+BLOCK = 128
 """Inputs that are rounded before all later weights make up for them; changes the time only."""
 
 
@@ -216,8 +216,8 @@ def _compensated(layer: Any, target: Tensor, covariance: Tensor) -> Tensor:
     )
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(sorted_covariance))
     upper = torch.linalg.cholesky(inverse, upper=True)
-    for begin in range(0, target.shape[-1], _BLOCK):
-        end = min(begin + _BLOCK, target.shape[-1])
+    for begin in range(0, target.shape[-1], BLOCK):
+        end = min(begin + BLOCK, target.shape[-1])
         errors = torch.zeros_like(weight[..., begin:end])
         for i in range(begin, end):
             nearest = weight[..., i].round().clamp(-top, top)

@@ -149,7 +149,7 @@ def _compare(graph: GraphModule, written: GraphModule, inputs: tuple[Tensor, ...
     found, ties = _execute(cleaned, feeds), 0
     difference = relative_difference(found, _outputs(graph, inputs))
     if not difference <= TOLERANCE:
-        found, ties = _execute_with_ties(raw, written, inputs)
+        found, ties = execute_with_ties(raw, written, inputs)
         difference = relative_difference(found, _outputs(graph, inputs))
     if not difference <= TOLERANCE and written is not graph:
         # a rewrite sums in another order and tips other ties in float32: compare in two steps, the rewrite in float64
@@ -185,7 +185,7 @@ def _execute(model: ModelWrapper, feeds: dict[str, np.ndarray]) -> list[Tensor]:
     return [torch.from_numpy(np.asarray(outputs[info.name])) for info in model.graph.output]
 
 
-def _execute_with_ties(model: ModelWrapper, graph: GraphModule, inputs: tuple[Tensor, ...]) -> tuple[list[Tensor], int]:
+def execute_with_ties(model: ModelWrapper, graph: GraphModule, inputs: tuple[Tensor, ...]) -> tuple[list[Tensor], int]:
     """Execute node by node, quantizer by quantizer beside torch; where the two differ by a rounding tie, go torch's way."""
     from qonnx.core.onnx_exec import execute_node
     from qonnx.transformation.infer_shapes import InferShapes
@@ -208,7 +208,7 @@ def _execute_with_ties(model: ModelWrapper, graph: GraphModule, inputs: tuple[Te
             constants.update(node.output)
         if node.op_type == "Quant" and node.input[0] not in constants:
             wanted = _take_closest(quantized, context[node.output[0]])
-            ties += _settle_ties(node, context, wanted)
+            ties += settle_ties(node, context, wanted)
     return [torch.from_numpy(np.asarray(context[info.name])) for info in model.graph.output], ties
 
 
@@ -218,7 +218,7 @@ def _take_closest(candidates: list[np.ndarray], found: np.ndarray) -> np.ndarray
     return candidates.pop(min(fitting, key=lambda index: float(np.abs(candidates[index] - found).sum())))
 
 
-def _settle_ties(node: Any, context: dict[str, np.ndarray], wanted: np.ndarray) -> int:
+def settle_ties(node: Any, context: dict[str, np.ndarray], wanted: np.ndarray) -> int:
     """Take torch's values where they differ by a tie only; raise ExportError where they differ otherwise."""
     found, scale = context[node.output[0]], context[node.input[1]]
     differs = np.abs(found - wanted) > scale / 2

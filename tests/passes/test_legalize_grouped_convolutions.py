@@ -83,3 +83,13 @@ def test_one_weight_scale_for_the_whole_tensor_is_skipped() -> None:
     result = LegalizeGroupedConvolutions()(graph)
     assert not result.changes
     assert "scale per channel" in result.skips[0].reason
+
+
+@pytest.mark.parametrize("padding_mode", ["reflect", "replicate", "circular"])
+def test_branches_pad_as_the_whole_does(padding_mode: str) -> None:
+    grouped = nn.Conv2d(8, 12, 3, padding=(2, 1), groups=4, padding_mode=padding_mode)
+    model, images = nn.Sequential(nn.Conv2d(3, 8, 1), grouped).eval(), torch.randn(2, 3, 7, 6)
+    graph = fxfactor.capture(model, images)
+    result = LegalizeGroupedConvolutions()(graph)
+    assert len(result.changes) == 1
+    torch.testing.assert_close(result.graph(images), graph(images), rtol=1e-6, atol=1e-6)

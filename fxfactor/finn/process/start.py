@@ -51,7 +51,7 @@ def events(script: Path, folder: Path, python: str | Path | None, timeout_s: flo
         os.close(writing)
     last = "start"
     try:
-        for event in _read_lines(reading, time.monotonic() + timeout_s):
+        for event in read_lines(reading, time.monotonic() + timeout_s):
             last = event.get("step", last)
             yield event
             if event["event"] == "done":
@@ -85,7 +85,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def _read_lines(descriptor: int, deadline: float) -> Iterator[dict[str, Any]]:
+def read_lines(descriptor: int, deadline: float) -> Iterator[dict[str, Any]]:
     """JSON lines from a pipe until its other end closes. Raises TimeoutError at `deadline` (time.monotonic)."""
     rest = b""
     with selectors.DefaultSelector() as selector:

@@ -1,0 +1,35 @@
+"""fxfactor report on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from report_helpers import images, make_net
+
+import fxfactor
+
+pytest.importorskip("matplotlib")
+
+
+def test_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import typer
+    from typer.testing import CliRunner
+
+    from fxfactor.cli import report as cli
+
+    monkeypatch.chdir(tmp_path)
+    app = typer.Typer()
+    app.command()(cli.distributions)
+    app.command()(cli.report)
+    np.save("images.npy", images().numpy())
+    source = f"{__name__}:make_net"
+    fxfactor.save(fxfactor.transform(make_net(), 2, 4, example_inputs=images()[:1]), "l2", source=source)
+    run = CliRunner().invoke(app, ["distributions", "l2", "--images", "images.npy"])
+    assert run.exit_code == 0, run.output
+    run = CliRunner().invoke(app, ["report", "l2", "--distributions", "distributions.json", "-o", "page.html"])
+    assert run.exit_code == 0, run.output
+    assert '<section id="pictures">' in Path("page.html").read_text()

@@ -1,0 +1,96 @@
+"""Where the tests of a module are: beside their like, or elsewhere for a reason."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+_CHECK = (
+    "tests/finn/test_check.py tests/finn/test_streams.py",
+    "checked bit by bit on the small networks that go through it",
+)
+_RUNNER = (
+    "tests/finn/test_runner.py tests/finn/test_costs.py",
+    "runs in another process, and is seen by what comes back from it",
+)
+ELSEWHERE: dict[str, tuple[str, str]] = {
+    "fxfactor/analysis/rows.py": (
+        "tests/analysis/test_distributions.py",
+        "every figure of a row is checked against the tensors",
+    ),
+    "fxfactor/analysis/taps.py": ("tests/analysis/test_distributions.py", "what is tapped is seen in the rows"),
+    "fxfactor/cli/__init__.py": ("tests/cli/test_app.py", "main alone, which starts app"),
+    "fxfactor/cli/options.py": (
+        "tests/cli/test_app.py tests/cli/test_cli_explore.py",
+        "what options say is seen where commands take them",
+    ),
+    "fxfactor/cli/finn.py": (
+        "tests/finn/test_runner.py tests/finn/test_prepare.py",
+        "needs finn-plus, as all in tests/finn",
+    ),
+    "fxfactor/finn/__init__.py": ("tests/finn/test_check.py", "names alone, and which extra is missing"),
+    "fxfactor/finn/boards.py": (
+        "tests/finn/test_runner.py tests/finn/test_costs.py",
+        "a table of FINN's, with its refusal",
+    ),
+    "fxfactor/finn/checking.py": ("tests/finn/test_check.py", "the function is called check"),
+    "fxfactor/finn/estimation.py": ("tests/finn/test_runner.py", "the function is called estimate, the process runner"),
+    "fxfactor/finn/exact_reference.py": (
+        "tests/finn/test_check.py tests/finn/test_runner.py",
+        "the function is called reference",
+    ),
+    "fxfactor/finn/layer_costs.py": ("tests/finn/test_costs.py", "the tests speak of costs"),
+    "fxfactor/finn/preparation.py": ("tests/finn/test_prepare.py", "the function is called prepare"),
+    "fxfactor/finn/result.py": ("tests/finn/test_runner.py", "what estimate answers"),
+    "fxfactor/finn/rules.py": ("tests/finn/test_check.py", "one small network for each rule, refused in its words"),
+    "fxfactor/finn/target.py": (
+        "tests/finn/test_costs.py tests/finn/test_runner.py",
+        "checks of what costs and estimates are asked for",
+    ),
+    **{
+        f"fxfactor/finn/integer/{name}.py": _CHECK
+        for name in (
+            "arithmetic",
+            "builder",
+            "context",
+            "emitting",
+            "execute",
+            "functions",
+            "interpret",
+            "layers",
+            "onnx_constants",
+            "pooling",
+            "quantizing",
+            "shapes",
+            "values",
+        )
+    },
+    **{
+        f"fxfactor/finn/process/{name}.py": _RUNNER
+        for name in ("cache", "cost_worker", "fast_lookups", "load", "start", "worker")
+    },
+    "fxfactor/plan/layer_plan.py": ("tests/plan/test_plan.py", "the entry of a plan: no plan without it"),
+    "fxfactor/planning/board.py": ("tests/finn/test_costs.py", "needs finn-plus, as all in tests/finn"),
+}
+"""Module -> the test files that test it instead, and why."""
+
+
+@cache
+def modules() -> tuple[str, ...]:
+    """All modules of the package, as paths below the root: fxfactor/plan/ladder.py, passes/quantize.py."""
+    files = (file for folder in ("fxfactor", "passes") for file in (ROOT / folder).rglob("*.py"))
+    return tuple(
+        sorted(str(file.relative_to(ROOT)) for file in files if "passes" not in file.relative_to(ROOT).parts[1:])
+    )
+
+
+def tests_of(module: str) -> tuple[str, ...]:
+    """The test files of a module: tests/PACKAGE/test_MODULE.py, or test_PACKAGE_MODULE.py, or what ELSEWHERE says."""
+    parts = Path(module).with_suffix("").parts
+    folders, name = parts[:-1] if parts[0] == "passes" else parts[1:-1], parts[-1]
+    folder = ROOT / "tests" / Path(*folders[:1])
+    candidates = [folder / f"test_{name.strip('_')}.py", folder / f"test_{'_'.join(folders[-1:])}_{name}.py"]
+    found = tuple(str(file.relative_to(ROOT)) for file in candidates if file.exists())
+    return found or tuple(ELSEWHERE.get(module, ("", ""))[0].split())

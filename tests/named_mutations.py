@@ -1,0 +1,97 @@
+"""Changes that break a promise of the documentation: each must make a fast test fail (`make mutation`).
+
+Name -> file, text that stands there once, and what comes in its place. Where the code moves on, so does the entry.
+"""
+
+NAMED: dict[str, tuple[str, str, str]] = {
+    "the worst ridge is taken": (
+        "fxfactor/factors/fit.py",
+        "strength = min(_RIDGES, key",
+        "strength = max(_RIDGES, key",
+    ),
+    "no images are held out for the ridge": (
+        "fxfactor/factors/fit_to_outputs.py",
+        "held = index % 4 == 3",
+        "held = False",
+    ),
+    "sensitivity judges on the half it fitted to": (
+        "fxfactor/planning/sensitivity.py",
+        "return site_errors.judge(together[half:])",
+        "return site_errors.judge(together[:half])",
+    ),
+    "candidates are judged on the half they were fitted to": (
+        "fxfactor/planning/plans.py",
+        "for part in judge.split(",
+        "for part in fit.split(",
+    ),
+    "factors are taken over behind a site that differs": (
+        "fxfactor/exploration/rung.py",
+        "        if shapes[0] != shapes[1]:\n            break\n",
+        "        if shapes[0] != shapes[1]:\n            continue\n",
+    ),
+    "rounding may make a layer worse": (
+        "fxfactor/recovery/round_weights.py",
+        "torch.where(gains.unsqueeze(-1), new, present)",
+        "new",
+    ),
+    "no clipping is searched for": (
+        "fxfactor/recovery/round_weights.py",
+        "limits = torch.where(error < least, part * largest, limits)",
+        "pass",
+    ),
+    "one step of conjugate gradients": (
+        "fxfactor/factors/least_squares.py",
+        "_CONJUGATE_GRADIENT_STEPS = 12",
+        "_CONJUGATE_GRADIENT_STEPS = 1",
+    ),
+    "padding mode dropped from the branches": (
+        "passes/legalize_grouped_convolutions.py",
+        "            layer.padding_mode,\n",
+        "",
+    ),
+    "factors that save nothing are taken": (
+        "fxfactor/plan/ladder.py",
+        "if after >= before:",
+        "if after > before:",
+    ),
+    "memory limit ignored": (
+        "fxfactor/factors/lockstep.py",
+        "keep = sum(self.bytes) - self.bytes[batch] + used <= self.memory_limit",
+        "keep = True",
+    ),
+    "a checkpoint is written in place": (
+        "fxfactor/recovery/finetune.py",
+        "save_file({name: value.detach().contiguous() for name, value in tensors.items()}, temporary, about)",
+        "save_file({name: value.detach().contiguous() for name, value in tensors.items()}, self.folder / _CHECKPOINT, about)",
+    ),
+    "the same random state in every epoch": (
+        "fxfactor/recovery/finetune.py",
+        "torch.manual_seed(self.seed + number)",
+        "torch.manual_seed(self.seed)",
+    ),
+    "the old folder is deleted before the new one is in place": (
+        "fxfactor/files.py",
+        "            os.replace(target, old)\n",
+        "            shutil.rmtree(target)\n",
+    ),
+    "rows of the state file come in reverse": (
+        "fxfactor/exploration/state_file.py",
+        "order by rowid",
+        "order by rowid desc",
+    ),
+    "a broken transaction is committed": (
+        "fxfactor/exploration/state_file.py",
+        'self.connection.execute("rollback")',
+        'self.connection.execute("commit")',
+    ),
+    "a budget overstepped by the solver's tolerance stands": (
+        "fxfactor/planning/integer_program.py",
+        "if all(sum(o.costs[name] for o in chosen) <= limit for name, limit in limits.items()):",
+        "if True:",
+    ),
+    "equal points are kept on the front": (
+        "fxfactor/exploration/pareto.py",
+        "if not front or value(item) > value(front[-1]):",
+        "if not front or value(item) >= value(front[-1]):",
+    ),
+}

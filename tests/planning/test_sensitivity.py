@@ -1,0 +1,59 @@
+"""Measured losses of the choices at a site."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from networks import ResidualNet, fingerprint, random_batches, randomized
+
+import fxfactor
+from fxfactor import LayerPlan
+from fxfactor.planning.sensitivity import measure_errors
+from fxfactor.planning.space import Shape, space_of
+from fxfactor.quantization.levels import rounded_weight
+
+pytest.importorskip("scipy")
+
+
+def test_errors_fall_with_bits_and_vanish_in_floating_point() -> None:
+    model, images = randomized(ResidualNet(16)), random_batches()
+    before = fingerprint(model)
+    graph = fxfactor.capture(model, images[0][:1]).eval()
+    space = space_of(graph, (1, 3), (2, 4, 8, None))
+    errors = measure_errors(graph, images, space)
+    assert fingerprint(model) == before
+    assert all(parameter.requires_grad for parameter in graph.parameters())
+    for measure in ("both", "loss", "output", "weighted"):
+        at = [errors["block.conv1"].of(Shape(), LayerPlan(None, None, b, b), measure) for b in (2, 4, 8, None)]
+        assert at == sorted(at, reverse=True)
+        assert at[-1] == 0
+    coarse, fine = (errors["block.conv2"].of(Shape(g), LayerPlan(g), "output") for g in (2, 8))
+    assert 0 < coarse < fine < 1
+
+
+def test_the_second_order_predicts_the_loss_of_a_small_change() -> None:
+    model, images = randomized(ResidualNet(16)), random_batches(64)
+    graph = fxfactor.capture(model, images[0][:1]).eval()
+    space = space_of(graph, (0,), (8, 4), boundary_bits=None)
+    errors = measure_errors(graph, images, space)
+    predicted = float(errors["block.conv1"].weights[Shape(), 4][0])
+    changed = fxfactor.capture(model, images[0][:1]).eval()
+    conv = changed.get_submodule("block.conv1")
+    conv.weight.data = rounded_weight(conv.weight.data, 4)
+    judged = torch.cat(images)[32:]
+    with torch.no_grad():
+        p, q = ((net(judged) / 4).log_softmax(1) for net in (graph, changed))
+    actual = float((p.exp() * (p - q)).sum(1).mean()) * 16
+    assert 0.5 < predicted / actual < 2
+
+
+def test_ranges_come_from_the_first_half_and_errors_from_the_second() -> None:
+    """Images ten times as large in the second half go beyond the ranges that the first half gave."""
+    model, images = randomized(ResidualNet(16)), random_batches()
+    graph = fxfactor.capture(model, images[0][:1]).eval()
+    space = space_of(graph, (0,), (4,), boundary_bits=4)
+    together = torch.cat(images)
+    first, second = together[:12], together[12:]
+    same, larger = (measure_errors(graph, [first, each], space)["stem.0"] for each in (second, 10 * second))
+    key = Shape(), 4
+    assert larger.activations[key][1] > 10 * same.activations[key][1]

@@ -1,0 +1,226 @@
+"""Fine-tuning: it learns, resumes to the same result, distils, runs in two processes, and refuses what cannot work."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils.data import DataLoader, TensorDataset
+
+import fxfactor
+from fxfactor.errors import FxfactorError, PreconditionError
+from fxfactor.recovery.finetune import continue_from, finetune
+
+
+def images() -> Tensor:
+    return torch.randn(48, 3, 8, 8, generator=torch.Generator().manual_seed(0)).cumsum(-1)
+
+
+def labels() -> Tensor:
+    return (images()[:, :, :, -1].mean((1, 2)) > 0).long()
+
+
+def loader(count: int = 48) -> DataLoader:
+    return DataLoader(TensorDataset(images()[:count], labels()[:count]), batch_size=16, shuffle=True)
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
+    layers += [nn.Conv2d(8, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)).eval()
+
+
+def compressed(bits: int | None = 4) -> GraphModule:
+    return fxfactor.transform(model(), level=2, bits=bits, example_inputs=images()[:1])
+
+
+def test_labels_alone_are_learnt():
+    qmodel = compressed()
+    report = finetune(qmodel, loader(), epochs=20, learning_rate=2e-2)
+    assert [epoch.number for epoch in report] == list(range(20))
+    assert report[-1].loss < 0.6 * report[0].loss
+    assert report[0].images == 48
+    assert not any(module.training for module in qmodel.modules())
+
+
+def test_teacher_needs_no_labels():
+    qmodel = compressed()
+    report = finetune(qmodel, list(images().split(16)), teacher=model(), epochs=6, learning_rate=1e-2)
+    assert report[-1].loss < report[0].loss
+
+
+def test_labels_can_be_added_to_the_teacher():
+    with_labels, without = compressed(), compressed()
+    first = finetune(with_labels, loader(), teacher=model(), epochs=1, label_weight=1.0)
+    second = finetune(without, loader(), teacher=model(), epochs=1)
+    assert first[0].loss > second[0].loss
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+def test_lower_bits_continue_from_what_was_trained(bits):
+    trained, lower = compressed(bits), compressed(4)
+    finetune(trained, loader(), epochs=2, learning_rate=1e-2)
+    ranges = {name: value.clone() for name, value in lower.state_dict().items() if "scaling_impl" in name}
+    assert continue_from(lower, trained) is lower
+    found, wanted = lower.state_dict(), trained.state_dict()
+    assert ranges and all(torch.equal(found[name], value) for name, value in ranges.items())
+    shared = found.keys() - ranges.keys()
+    assert {name.rsplit(".", 1)[-1] for name in shared} >= {"weight", "bias", "running_mean"}
+    assert all(torch.equal(found[name], wanted[name]) for name in shared)
+    assert not torch.equal(found["3.pointwise.weight"], compressed(4).state_dict()["3.pointwise.weight"])
+
+
+def test_networks_with_other_factors_do_not_continue():
+    other = fxfactor.transform(model(), level=1, bits=4, example_inputs=images()[:1])
+    with pytest.raises(PreconditionError, match=r"'3\.spatial\.weight' has shape \(8, 2, 3, 3\).* and \(8, 4, 3, 3\)"):
+        continue_from(compressed(), other)
+
+
+class Broken(Exception):
+    pass
+
+
+def test_interrupted_run_resumes_to_the_same_result(tmp_path):
+    whole, broken, resumed = compressed(), compressed(), compressed()
+    expected = finetune(whole, loader(), teacher=model(), epochs=3, seed=7)
+
+    def fails_in_the_third_epoch(batch: Tensor, generator: torch.Generator) -> Tensor:
+        if generator.initial_seed() // 1_000_003 == 9:
+            raise Broken
+        return batch
+
+    with pytest.raises(Broken):
+        finetune(
+            broken, loader(), teacher=model(), epochs=3, seed=7, checkpoint=tmp_path, augment=fails_in_the_third_epoch
+        )
+    report = finetune(resumed, loader(), teacher=model(), epochs=3, seed=7, checkpoint=tmp_path)
+    assert [epoch.number for epoch in report] == [2]
+    assert report[-1].loss == expected[-1].loss
+    for found, wanted in zip(resumed.state_dict().values(), whole.state_dict().values(), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)  # layouts in memory may differ, and so rounding
+    assert finetune(compressed(), loader(), teacher=model(), epochs=3, seed=7, checkpoint=tmp_path) == []
+
+
+def test_checkpoint_of_another_run_is_refused(tmp_path):
+    finetune(compressed(), loader(), epochs=1, checkpoint=tmp_path)
+    with pytest.raises(PreconditionError, match=r"of another run: it has .*'epochs': 1.* this run .*'epochs': 2"):
+        finetune(compressed(), loader(), epochs=2, checkpoint=tmp_path)
+
+
+def test_global_random_state_is_left_alone():
+    qmodel = compressed()
+    state = torch.get_rng_state()
+    finetune(qmodel, loader(16), epochs=1)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0}, "epochs ≥ 1"),
+        ({"learning_rate": 0.0}, "learning_rate > 0"),
+        ({"label_weight": -1.0}, "label_weight ≥ 0"),
+        ({"teacher": "resnet18"}, "teacher must be the network .* found str"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(PreconditionError, match=message):
+        finetune(compressed(), loader(), **settings)
+
+
+def test_missing_labels_and_empty_loaders_are_refused():
+    with pytest.raises(PreconditionError, match=r"needs batches \(images, labels\)"):
+        finetune(compressed(), [images()])
+    with pytest.raises(PreconditionError, match="empty loader"):
+        finetune(compressed(), [])
+
+
+def test_loss_that_is_not_finite_stops_the_run():
+    with pytest.raises(FxfactorError, match="loss is nan at step 0 of epoch 0"):
+        finetune(compressed(bits=None), [(images() * float("nan"), labels())])
+
+
+@pytest.mark.parametrize("broken", [[], [(images() * float("nan"), labels())]])
+def test_a_run_that_fails_leaves_every_module_in_its_mode(broken):
+    qmodel = compressed()
+    qmodel.eval()
+    next(qmodel.children()).train()
+    before = [module.training for module in qmodel.modules()]
+    with pytest.raises(FxfactorError):
+        finetune(qmodel, broken)
+    assert [module.training for module in qmodel.modules()] == before
+
+
+WORKER = """
+import sys; sys.path.insert(0, {tests!r})
+import torch
+from torch import distributed
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from test_finetune import compressed, finetune, images, labels, model
+torch.set_num_threads(1)
+distributed.init_process_group("gloo")
+data = TensorDataset(images(), labels())
+loader = DataLoader(data, batch_size=8, sampler=DistributedSampler(data))
+qmodel = compressed()
+report = finetune(qmodel, loader, teacher=model(), epochs=2, checkpoint={folder!r})
+mine = torch.cat([p.detach().flatten() for p in qmodel.parameters()])
+all_of_them = [torch.empty_like(mine) for _ in range(2)]
+distributed.all_gather(all_of_them, mine)
+assert torch.equal(*all_of_them), "the processes drifted apart"
+assert report[0].images == 24
+distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_network(tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "run")))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "run" / "checkpoint.safetensors").exists()
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    written = []
+
+    def breaks_off_the_second_time(tensors, path, metadata=None):
+        written.append(path)
+        if len(written) == 2:
+            Path(path).write_bytes(b"half")
+            raise OSError("no space left on device")
+        save_file(tensors, path, metadata)
+
+    monkeypatch.setattr("fxfactor.recovery.finetune.save_file", breaks_off_the_second_time)
+    with pytest.raises(OSError, match="no space"):
+        finetune(compressed(), loader(), epochs=2, checkpoint=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.safetensors"]
+    assert [epoch.number for epoch in finetune(compressed(), loader(), epochs=2, checkpoint=tmp_path)] == [1]
+
+
+def test_every_epoch_draws_other_random_numbers_and_every_run_the_same():
+    def orders() -> list[list[float]]:
+        data = loader()
+        drawn: list[list[float]] = []
+
+        class Watched:
+            def __iter__(self):
+                drawn.append([])
+                for x, y in data:
+                    drawn[-1].extend(x[:, 0, 0, 0].tolist())
+                    yield x, y
+
+        finetune(compressed(bits=None), Watched(), epochs=3)
+        return drawn
+
+    first, second = orders(), orders()
+    assert first == second
+    assert first[0] != first[1] != first[2] != first[0]
