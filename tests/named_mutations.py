@@ -61,8 +61,8 @@ NAMED: dict[str, tuple[str, str, str]] = {
     ),
     "a checkpoint is written in place": (
         "fxfactor/recovery/finetune.py",
-        "save_file({name: value.detach().contiguous() for name, value in tensors.items()}, temporary, about)",
-        "save_file({name: value.detach().contiguous() for name, value in tensors.items()}, self.folder / _CHECKPOINT, about)",
+        'with new_file(self.folder / _CHECKPOINT, "keeping the state of the training") as temporary:',
+        "if temporary := self.folder / _CHECKPOINT:",
     ),
     "the same random state in every epoch": (
         "fxfactor/recovery/finetune.py",

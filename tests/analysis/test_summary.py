@@ -88,3 +88,39 @@ def test_convolutions_that_no_pass_can_see_are_named() -> None:
 def test_a_model_that_was_not_captured_is_refused() -> None:
     with pytest.raises(PreconditionError, match="summary needs a captured or transformed graph, found Sequential"):
         fxfactor.summary(_model())  # type: ignore[arg-type]
+
+
+def test_the_totals_and_errors_that_are_printed() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, bias=False), nn.Conv2d(16, 32, 3, bias=False), nn.Conv2d(32, 8, 1, bias=False)
+    )
+    graph = fxfactor.transform(model.eval(), level=2, bits=(2, 4), example_inputs=torch.zeros(1, 3, 12, 12))
+    total = fxfactor.summary(graph, show=False)
+    text = str(total)
+    cost = fxfactor.cost(graph)
+    before = 16 * 27 * 100 + 32 * 144 * 64 + 8 * 32 * 64
+    assert total.macs_before == before
+    row = next(each for each in total.rows if each.site == "1")
+    assert (row.before, row.after, row.groups) == ("16→32 3×3", "g4 + 1×1", 4)
+    assert row.macs_before == 32 * 144 * 64
+    assert row.macs == (16 * 4 * 9 + 16 * 32) * 64
+    assert (row.weight_bits, row.activation_bits) == (2, 4)
+    assert row.error == row.relative_error and row.output_error is None
+    assert f"MACs {before / 1e6:.2f} → {cost.macs / 1e6:.2f} M ({cost.macs / before:.0%})" in text
+    assert (
+        f"BOPs {cost.bops / 1e9:.2f} G ({cost.bops / (before * 1024):.1%} of the network in one piece at 32 bits)"
+        in text
+    )
+    assert f"parameters {cost.parameters:,}, weights {cost.total_weight_bits / 8 / 2**20:.2f} MiB" in text
+    assert f"{row.relative_error:.1%}" in text
+    assert "error: ‖W − UV‖ / ‖W‖" in text
+    assert "input 1×3×12×12\n" in text
+
+
+def test_wider_factors_and_groups_are_described() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 3, groups=2), nn.Conv2d(16, 16, (1, 5)))
+    graph = fxfactor.transform(model.eval(), level=2, width=1.5, example_inputs=torch.zeros(1, 3, 12, 12))
+    rows = fxfactor.summary(graph, show=False).rows
+    assert [row.before for row in rows] == ["3→16 1×1", "16→16 3×3 g2", "16→16 1×5"]
+    assert [row.after for row in rows] == ["", "g4 mid 24 + 1×1 g2", "g4 mid 24 + 1×1"]
+    assert "first convolution" in rows[0].note

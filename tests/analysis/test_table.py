@@ -19,6 +19,7 @@ import fxfactor
 from fxfactor import PreconditionError
 from fxfactor.analysis.distributions import distributions
 from fxfactor.analysis.table import COLUMNS, Distribution, Distributions
+from fxfactor.rich_table import as_text
 
 
 def images(count: int = 24, seed: int = 1) -> Tensor:
@@ -105,3 +106,23 @@ def test_another_file_is_not_a_table(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(PreconditionError, match=r"table\.json"):
         Distributions.from_json(path)
+
+
+def test_columns_variants_and_channels(table: Distributions) -> None:
+    assert "original" not in table.variants
+    assert len(table.channels()) == sum(row.channels for row in table)
+    channel = table.channels()[1]
+    first = table.rows[0]
+    assert (channel["variant"], channel["site"], channel["channel"]) == (first.variant, first.site, 1)
+    assert channel["range_ratio"] == pytest.approx((channel["max"] - channel["min"]) / (first.max - first.min))
+    assert list(table.to_dicts()[0]) == list(COLUMNS)
+
+
+def test_a_printed_row_has_its_numbers(table: Distributions) -> None:
+    wide, narrow = (as_text(table, width) for width in (130, 100))
+    row = next(row for row in table if row.variant != "original" and row.tensor == "output")
+    assert f"{row.layer_error:.1%}" in wide and f"{row.accumulated_error:.1%}" in wide
+    assert f"{row.max:.3g}" in wide
+    assert "levels" in wide and "levels" not in narrow
+    assert "columns from 126" in narrow and "columns from" not in wide
+    assert f"{table.images} images" in narrow
