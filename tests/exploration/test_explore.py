@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from small_exploration import TRAIN, VALIDATION, explore, halve, model, output_norm, without_seconds
 from torch import nn
 
 import fxfactor
 from fxfactor import Exploration, PreconditionError
-from fxfactor.exploration.explore import pairs_of
+from fxfactor.exploration.explore import pairs_of, rungs_of
 from fxfactor.exploration.result import plan_of
 from fxfactor.exploration.rung import top1
 from fxfactor.exploration.state_file import Candidate
@@ -120,3 +121,47 @@ def test_values_out_of_range_are_refused(tmp_path: Path, settings: dict[str, Any
     with pytest.raises(PreconditionError, match=words):
         explore(tmp_path / "state", **settings)
     assert not (tmp_path / "state").exists()
+
+
+def test_rungs_are_every_level_at_every_width() -> None:
+    found = rungs_of((0, 2, "depthwise", 2), (1, 2, 1))
+    assert [(rung.level, rung.width) for rung in found] == [
+        (0, 1.0),
+        (2, 1.0),
+        ("depthwise", 1.0),
+        (2, 2.0),
+        ("depthwise", 2.0),
+    ]
+    assert [rung.name for rung in found] == ["0", "2", "depthwise", "2 ×2", "depthwise ×2"]
+
+
+def test_pairs_of_bits_go_from_many_to_few_each_once() -> None:
+    assert pairs_of((2, (8, 4), None, (4, 8), 2, (None, 4))) == ((None, None), (None, 4), (8, 4), (4, 8), (2, 2))
+    for wrong in ((4, 4, 4), (1, 4), (4, 0)):
+        with pytest.raises(PreconditionError, match="bits"):
+            pairs_of((wrong,))
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        ({"boundary_bits": 4}, "boundary_bits"), ({"keep": ("block.conv1",)}, "keep"), ({"finetune": halve}, "finetune"),
+        ({"images": 8}, "images"),
+    ],
+)  # fmt: skip
+def test_another_exploration_does_not_go_on_from_this_one(tmp_path: Path, changed: dict[str, Any], name: str) -> None:
+    explore(tmp_path / "state", levels=(0,), bits=(8,))
+    with pytest.raises(PreconditionError, match=f"belongs to another exploration: its {name} is"):
+        explore(tmp_path / "state", levels=(0,), bits=(8,), **changed)
+
+
+def test_other_weights_or_validation_images_are_another_exploration(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"levels": (0,), "bits": (8,), "state": tmp_path / "state", "metric": output_norm}
+    fxfactor.explore(model(), TRAIN, VALIDATION, **settings)
+    other = model()
+    with torch.no_grad():
+        next(other.parameters()).add_(1e-3)
+    with pytest.raises(PreconditionError, match="its model is"):
+        fxfactor.explore(other, TRAIN, VALIDATION, **settings)
+    with pytest.raises(PreconditionError, match="its first validation images is"):
+        fxfactor.explore(model(), TRAIN, VALIDATION[::-1], **settings)

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from fxfactor import capture
 from fxfactor.graph import convolutions, hidden_convolutions, sites
 
+aten = torch.ops.aten
+
 
 class StandardizedConv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
@@ -143,3 +145,77 @@ def test_functions_become_modules(forward, expected):
     graph = capture(model.eval(), torch.randn(IMAGE))
     assert kinds(graph) == expected
     assert difference_in_float64(graph, model, IMAGE) < 1e-12
+
+
+SPELLINGS: list[tuple[Callable[[torch.Tensor], torch.Tensor], str]] = [
+    (F.relu, "ReLU"), (torch.relu, "ReLU"), (lambda x: x.relu(), "ReLU"), (aten.relu.default, "ReLU"), (F.relu6, "ReLU6"),
+    (lambda x: F.hardtanh(x, -0.5, 0.25), "Hardtanh"), (lambda x: aten.hardtanh.default(x, -0.5, 0.25), "Hardtanh"),
+    (lambda x: F.leaky_relu(x, 0.3), "LeakyReLU"), (lambda x: aten.leaky_relu.default(x, 0.3), "LeakyReLU"),
+    (lambda x: F.elu(x, 0.7), "ELU"), (lambda x: F.elu(x, alpha=0.7), "ELU"), (F.silu, "SiLU"), (F.mish, "Mish"),
+    (lambda x: F.gelu(x, approximate="tanh"), "GELU"), (F.hardswish, "Hardswish"), (F.hardsigmoid, "Hardsigmoid"),
+    (F.sigmoid, "Sigmoid"), (torch.sigmoid, "Sigmoid"), (lambda x: x.sigmoid(), "Sigmoid"), (F.tanh, "Tanh"),
+    (torch.tanh, "Tanh"), (lambda x: x.tanh(), "Tanh"),
+    (lambda x: F.max_pool2d(x, 3, 2, 1, 1, True), "MaxPool2d"), (lambda x: torch.max_pool2d(x, 2, 1, 0, 2), "MaxPool2d"),
+    (lambda x: F.avg_pool2d(x, (2, 3), stride=2, padding=1, count_include_pad=False), "AvgPool2d"),
+    (lambda x: aten.avg_pool2d.default(x, [3, 3], [2, 2], [1, 1], True, False), "AvgPool2d"),
+    (lambda x: F.adaptive_avg_pool2d(x, (3, 5)), "AdaptiveAvgPool2d"),
+    (lambda x: F.adaptive_max_pool2d(x, (3, 5)), "AdaptiveMaxPool2d"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("function", "kind"), SPELLINGS)
+def test_every_spelling_of_a_layer_without_weights_is_that_layer(function, kind):
+    model = Lambda(lambda m, x: function(m.a(x)), a=nn.Conv2d(3, 4, 3))
+    graph = capture(model.eval(), torch.randn(IMAGE))
+    assert kinds(graph) == ["Conv2d", kind]
+    assert difference_in_float64(graph, model, IMAGE) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("function", "kind", "shape"),
+    [
+        (lambda x: F.max_pool1d(x, 3, 2, 1), "MaxPool1d", (2, 3, 11)),
+        (lambda x: F.avg_pool1d(x, 3, 2, 1, True), "AvgPool1d", (2, 3, 12)),
+        (lambda x: F.adaptive_avg_pool1d(x, 4), "AdaptiveAvgPool1d", (2, 3, 11)),
+        (lambda x: F.max_pool3d(x, 2, 1), "MaxPool3d", (1, 3, 5, 6, 7)),
+        (lambda x: F.avg_pool3d(x, 2, 2, 1, False, False), "AvgPool3d", (1, 3, 5, 6, 7)),
+        (lambda x: F.adaptive_avg_pool3d(x, (2, 3, 1)), "AdaptiveAvgPool3d", (1, 3, 5, 6, 7)),
+    ],
+)
+def test_poolings_of_series_and_volumes(function, kind, shape):
+    conv = (nn.Conv1d if len(shape) == 3 else nn.Conv3d)(3, 4, 1)
+    model = Lambda(lambda m, x: function(m.a(x)), a=conv)
+    graph = capture(model.eval(), torch.randn(shape))
+    assert kinds(graph)[1] == kind
+    assert difference_in_float64(graph, model, shape) < 1e-12
+
+
+class OnParameters(nn.Module):
+    """Layers called as functions on parameters of their own, with every setting away from its default."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 2, 3, 2))
+        self.bias = nn.Parameter(torch.randn(8))
+        self.gains = nn.ParameterList(torch.rand(8) + 0.5 for _ in range(3))
+        self.shifts = nn.ParameterList(torch.randn(8) for _ in range(3))
+        self.register_buffer("mean", torch.randn(8))
+        self.register_buffer("var", torch.rand(8) + 0.5)
+        self.last = nn.Parameter(torch.randn(5, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.conv2d(x, self.weight, self.bias, stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=2)
+        x = F.batch_norm(x, self.mean, self.var, self.gains[0], self.shifts[0], False, 0.2, 0.01)
+        x = F.group_norm(x, 4, self.gains[1], self.shifts[1], 0.02)
+        x = F.layer_norm(x.mean((2, 3)), (8,), self.gains[2], self.shifts[2], 0.03)
+        return F.linear(x, self.last)
+
+
+def test_layers_on_parameters_keep_every_setting():
+    model = OnParameters().eval()
+    graph = capture(model, torch.randn(2, 4, 9, 8))
+    made = {type(module).__name__: module for module in graph.modules()}
+    assert {"Conv2d", "BatchNorm2d", "GroupNorm", "LayerNorm", "Linear"} <= made.keys()
+    assert [made[kind].eps for kind in ("BatchNorm2d", "GroupNorm", "LayerNorm")] == [0.01, 0.02, 0.03]
+    assert made["Linear"].bias is None
+    assert difference_in_float64(graph, model, (2, 4, 9, 8)) < 1e-12
