@@ -19,6 +19,7 @@ from torch.fx import GraphModule, Node
 from fxfactor.factors.fit import fitted_factors
 from fxfactor.factors.least_squares import PatchMoments
 from fxfactor.factors.lockstep import Lockstep, moments_of
+from fxfactor.factors.sums import SumTarget
 from fxfactor.factors.weights import Factors, svd_factors
 from fxfactor.graph.questions import BatchNorm, Convolution, Site, batch_norm_behind, sites
 from fxfactor.graph.watching import images_of
@@ -65,15 +66,20 @@ def fit_to_outputs(
     before = sites(original)
     new = {name: site for name, site in sites(graph).items() if site.factorized and not before[name].factorized}
     found = [(name, site) for name, site in new.items() if name not in done]
+    factors = {node for site in new.values() for node in site.nodes}
     return [
-        _fit_site(name, before[name], site, original_walk, walk) for name, site in track(found, "fitting to outputs")
+        _fit_site(name, before[name], site, (original_walk, walk), factors)
+        for name, site in track(found, "fitting to outputs")
     ]
 
 
-def _fit_site(name: str, before: Site, site: Site, original_walk: Lockstep, walk: Lockstep) -> Fitted:
+def _fit_site(
+    name: str, before: Site, site: Site, walks: tuple[Lockstep, Lockstep], factors_of_all: Collection[Node]
+) -> Fitted:
     conv = cast(Convolution, before.modules[0])
     spatial, pointwise = site.modules
-    moments, held_out = _collect(conv, before.nodes[0], site.nodes[0], original_walk, walk)
+    target = SumTarget(before.nodes[0], site.nodes, walks, factors_of_all)
+    moments, held_out = _collect(conv, target)
     receiver = receiver_of_shift(site)
     if receiver is None:
         moments, held_out = moments.about_zero(), held_out and held_out.about_zero()
@@ -113,14 +119,11 @@ def importance_of(site: Site) -> Tensor | None:
     return scale.square() if norm.weight is None else (scale * cast(Tensor, norm.weight)).square()
 
 
-def _collect(
-    conv: Convolution, before: Node, after: Node, original_walk: Lockstep, walk: Lockstep
-) -> tuple[PatchMoments, PatchMoments | None]:
+def _collect(conv: Convolution, target: SumTarget) -> tuple[PatchMoments, PatchMoments | None]:
     """Moments at a site over three quarters of the batches and over the last one (None for fewer than 4 batches)."""
     sums: list[PatchMoments | None] = [None, None]
-    for index in range(len(walk.images)):
-        wanted = original_walk.output_of(index, before)
-        for part in moments_of(walk.input_of(index, after), wanted, conv):
+    for index in target.batches:
+        for part in moments_of(*target.of(index), conv):
             held = index % 4 == 3
             total = sums[held]
             sums[held] = part if total is None else total + part

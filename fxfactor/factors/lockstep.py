@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, cast
 
 import torch
@@ -78,6 +78,36 @@ class Lockstep:
     def output_of(self, batch: int, node: Node) -> Tensor:
         """What `node` computes."""
         return cast(Tensor, self._run(batch, self.index[node] + 1)[node])
+
+    def input_and(self, batch: int, node: Node, other: Node) -> tuple[Tensor, Tensor]:
+        """What enters `node`, and what `other` computes from there; the batch advances no further than to `node`."""
+        values = self._run(batch, self.index[node])
+        return cast(Tensor, values[node.all_input_nodes[0]]), self._beside(values, other)
+
+    def output_and(self, batch: int, node: Node, other: Node) -> tuple[Tensor, Tensor]:
+        """What `node` computes, and what `other` computes from there; the batch advances no further than `node`."""
+        values = self._run(batch, self.index[node] + 1)
+        return cast(Tensor, values[node]), self._beside(values, other)
+
+    def _beside(self, alive: dict[Node, Any], node: Node) -> Tensor:
+        self.interpreter.env = values = dict(alive)
+        for missing in self._ancestors(node, values):
+            values[missing] = self.interpreter.run_node(missing)
+        return cast(Tensor, values[node])
+
+    def behind(self, node: Node, wanted: Node) -> list[Node]:
+        """The nodes that `wanted` needs and that come behind `node`, in the order of execution."""
+        return [each for each in self._ancestors(wanted, ()) if self.index[each] > self.index[node]]
+
+    def _ancestors(self, node: Node, known: Collection[Node]) -> list[Node]:
+        """`node` and what it needs that is not known, in the order of execution."""
+        waiting, found = [node], set[Node]()
+        while waiting:
+            each = waiting.pop()
+            if each not in known and each not in found:
+                found.add(each)
+                waiting += each.all_input_nodes
+        return sorted(found, key=self.index.__getitem__)
 
     def _run(self, batch: int, stop: int) -> dict[Node, Any]:
         """Advance to `stop` and return what is alive there; keep it for the next time where memory allows."""

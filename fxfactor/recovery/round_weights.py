@@ -25,6 +25,7 @@ from fxfactor.errors import PreconditionError
 from fxfactor.factors.fit_to_outputs import receiver_of_shift, shift_outputs
 from fxfactor.factors.least_squares import PatchMoments
 from fxfactor.factors.lockstep import Lockstep, moments_of
+from fxfactor.factors.sums import SumTarget
 from fxfactor.factors.weights import split_originals
 from fxfactor.graph.capture import as_graph
 from fxfactor.graph.questions import TRANSPOSED, Site, batch_norm_behind, layers, sites
@@ -107,11 +108,14 @@ def _behind(site: Site) -> tuple[bool, bool]:
 def _round_node(
     node: Node, layer: nn.Module, twin: Site | None, walks: tuple[Lockstep, Lockstep], ridge: float
 ) -> Rounded:
-    original_walk, walk = walks
+    walk, target = walks[1], None if twin is None else SumTarget(twin.nodes[0], (node,), walks)
     total: PatchMoments | None = None
     for index in range(len(walk.images)):
-        x = walk.input_of(index, node)
-        y = _exact_output(layer, x) if twin is None else original_walk.output_of(index, twin.nodes[0])
+        if target is None:
+            x = walk.input_of(index, node)
+            y = _exact_output(layer, x)
+        else:
+            x, y = target.of(index)
         for part in _moments_of_layer(x, y, layer):
             total = part if total is None else total + part
     moments = cast(PatchMoments, total)
