@@ -49,7 +49,8 @@ def fit_to_outputs(
     Before: `graph` is `original` with `site.spatial` → `site.pointwise` in the place of some convolutions, with factors
     of any kind. After: factors that make each site's outputs those of the original, given the inputs that the factorized
     network has there. A shift of the outputs' means goes into the bias of the pointwise factor, or into the running mean
-    of the batch norm behind it; where there is neither, the means are fitted like everything else.
+    of the batch norm behind it; where there is neither, the means are fitted like everything else. Before a residual
+    addition the target is the original sum less what the factorized shortcut brings (`fxfactor.factors.sums`).
 
     batches: tensors of images, or tuples that start with one; gone through once, and kept. A quarter of them is held
     out to choose the ridge, all are fitted to. memory_limit: bytes of activations that are kept from one site to the

@@ -62,7 +62,8 @@ def round_weights(
 
     Before: `qmodel` is `original` (a model, or its graph) after passes, quantized and calibrated, not yet reconstructed or
     trained. After: weights that lie on the levels of their quantizers, for which E‖y − Q x̂ − shift‖² is small; y is the
-    original's output, x̂ what enters in the quantized network. A layer that has no counterpart (a spatial factor, a layer
+    original's output (before a residual addition: the original sum less what the quantized shortcut brings), x̂ what enters
+    in the quantized network. A layer that has no counterpart (a spatial factor, a layer
     with another bias or batch norm than in the original) is rounded towards its own output. Activation ranges stay.
 
     batches: tensors of images, or tuples that start with one; gone through once, and kept. ridge: white noise on the

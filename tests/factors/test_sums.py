@@ -118,6 +118,28 @@ def test_a_batch_norm_near_zero_does_not_blow_the_target_up() -> None:
     assert found.abs().max() < 1e4
 
 
+def test_rounding_towards_the_sum_comes_nearer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def four_blocks(m: nn.Module, x: Tensor) -> Tensor:
+        x = m.stem(x)
+        for number in range(1, 5):
+            x = (m.get_submodule(f"bn{number}")(m.get_submodule(f"conv{number}")(x)) + x).relu()
+        return x
+
+    more = {f"conv{number}": nn.Conv2d(C, C, 3, padding=1, bias=False) for number in (3, 4)}
+    original = network(four_blocks, **more, **{f"bn{number}": nn.BatchNorm2d(C) for number in (3, 4)})
+    batches, others = images(64), torch.cat(images(64, seed=1))
+
+    def error() -> float:
+        graph = fxfactor.transform(original, bits=(3, 8), calibration=batches)
+        fxfactor.round_weights(original, graph, batches)
+        with torch.no_grad():
+            return float((graph(others) - original(others)).norm() / original(others).norm())
+
+    towards_the_sum = error()
+    monkeypatch.setattr("fxfactor.factors.sums.addition_behind", lambda node: None)
+    assert towards_the_sum < 0.9 * error()
+
+
 @pytest.mark.parametrize("memory_limit", [1 << 30, 0])
 def test_fitting_towards_the_sum_comes_nearer(memory_limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     original = network(two_blocks)
