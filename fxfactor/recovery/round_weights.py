@@ -60,11 +60,11 @@ def round_weights(
 ) -> list[Rounded]:
     """Round the weights of all Brevitas layers of `qmodel` so that its outputs stay near the original's, in place.
 
-    Before: `qmodel` is `original` (a model, or its graph) after passes, quantized and calibrated, not yet reconstructed or
-    trained. After: weights that lie on the levels of their quantizers, for which E‖y − Q x̂ − shift‖² is small; y is the
-    original's output (before a residual addition: the original sum less what the quantized shortcut brings), x̂ what enters
-    in the quantized network. A layer that has no counterpart (a spatial factor, a layer
-    with another bias or batch norm than in the original) is rounded towards its own output. Activation ranges stay.
+    Before: `qmodel` is `original` (a model, or its graph) after passes, quantized and calibrated, not yet reconstructed
+    or trained. After: weights that lie on the levels of their quantizers, for which E‖y − Q x̂ − shift‖² is small; y is
+    the original's output (before a residual addition: the original sum less what the quantized shortcut brings), x̂
+    what enters in the quantized network. A layer that has no counterpart (a spatial factor, a layer with another bias
+    or batch norm than in the original) is rounded towards its own output. Activation ranges stay.
 
     batches: tensors of images, or tuples that start with one; gone through once, and kept. ridge: white noise on the
     inputs, as a part of their mean variance, that pulls the best weights to the present ones. memory_limit: as in
