@@ -17,6 +17,7 @@ import fxfactor
 from fxfactor import PreconditionError
 from fxfactor.analysis.distributions import distributions
 from fxfactor.analysis.table import COLUMNS, Distribution, Distributions
+from fxfactor.graph import is_quantizer, module_of
 from fxfactor.passes import FactorizeDepth, FoldBatchNorm, Quantize
 
 
@@ -334,3 +335,20 @@ class _TwoInputs(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return self.a(x) + self.b(y)
+
+
+def test_inputs_through_several_quantizers_are_said_to_be_unrounded_where_a_layer_is_alone() -> None:
+    layers = {"a": nn.Conv2d(3, 8, 3), "b": nn.Conv2d(3, 8, 3), "c": nn.Conv2d(16, 16, 3)}
+    model = Lambda(lambda m, x: m.c(torch.cat([m.a(x), m.b(x)], 1)), **layers).eval()
+    qmodel = fxfactor.transform(model, level=0, bits=4, example_inputs=images(1))
+    notes = [
+        one(distributions(model, qmodel, [images()]), variant="transformed", site=x, tensor="output").note for x in "ac"
+    ]
+    assert notes == ["", ""]  # both branches go through one
+    second = [node for node in qmodel.graph.nodes if is_quantizer(module_of(node))][-1]
+    qmodel.add_submodule("another_quantizer", copy.deepcopy(module_of(second)))
+    second.target = "another_quantizer"
+    qmodel.recompile()
+    table = distributions(model, qmodel, [images()])
+    notes = [one(table, variant="transformed", site=site, tensor="output").note for site in "ac"]
+    assert notes == ["", "alone without the rounding of its inputs: they go through several quantizers"]

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 import fxfactor
 from fxfactor.cli.app import main
+from fxfactor.cli.inputs import example_of, read_images
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
@@ -61,3 +62,19 @@ def test_errors_of_the_users_own_code_keep_their_traceback(folder: Path) -> None
     (folder / "broken.py").write_text("import a_module_that_is_missing\n")
     with pytest.raises(ModuleNotFoundError, match="a_module_that_is_missing"):
         main(["transform", "broken:net"])
+
+
+def test_images_come_in_batches_that_a_small_machine_can_run(folder: Path) -> None:
+    images = np.random.default_rng(0).normal(size=(70, 1, 4, 4))
+    np.save("images.npy", images)
+    batches = read_images(Path("images.npy"))
+    assert [len(each) for each in batches] == [32, 32, 6]
+    np.testing.assert_allclose(torch.cat(batches).numpy(), images, rtol=1e-6)
+    assert {each.dtype for each in batches} == {torch.float32}
+    assert [len(each) for each in read_images(Path("images.npy"), 50)] == [50, 20]
+
+
+def test_the_example_is_one_image_the_same_each_time() -> None:
+    assert example_of(None) is None
+    assert example_of((3, 5, 4)).shape == (1, 3, 5, 4)
+    assert torch.equal(example_of((3, 5, 4)), example_of((3, 5, 4)))

@@ -25,7 +25,7 @@ def why_refused(file: Path, images: Tensor, outputs: Tensor | None, folder: Path
 def _run(flow: str, file: Path, folder: Path) -> str:
     command = [sys.executable, __file__, flow, str(file), str(folder)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=folder)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     except subprocess.TimeoutExpired:
         return "did not end in 300 s"
     return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else done.stderr.strip().splitlines()[-1]

@@ -251,7 +251,7 @@ def test_importing_it_is_cheap() -> None:
 def test_lines_are_read_until_the_deadline() -> None:
     reading, writing = os.pipe()
     os.write(writing, b'{"event": "one"}\n{"ev')
-    events = process.read_lines(reading, time.monotonic() + 5)
+    events = process.read_lines(reading, time.monotonic() + 3600)
     assert next(events) == {"event": "one"}
     threading.Timer(0.1, lambda: (os.write(writing, b'ent": "two"}\n'), os.close(writing))).start()
     assert list(events) == [{"event": "two"}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fxfactor import CaptureError, PreconditionError, capture
 from fxfactor.graph import check_graph, convolutions, hidden_convolutions, sites
+from fxfactor.graph.tracing import trace_concrete
 
 
 class PadToEven(nn.Module):
@@ -235,3 +237,29 @@ def test_random_drops_stay_in_training_and_go_in_eval(training):
 def test_example_of_the_wrong_shape_in_the_fallbacks(name):
     with pytest.raises((PreconditionError, CaptureError), match=r"do not fit the network|no way of tracing"):
         capture(UNTRACEABLE[name](), torch.randn(1, 4, 16, 16))
+
+
+SIZES: dict[str, Callable[[Tensor], Tensor]] = {
+    "one size": lambda x: x.reshape(x.size(0), x.size(1) * x.size(-1), -1),
+    "all sizes": lambda x: x.reshape(x.size()[0], x.size()[2], -1) if len(x.size()) == 4 else x,
+    "shape": lambda x: x.flatten(2) * x.shape[-1] if x.shape[1] == 4 and x.ndim == x.dim() == 4 else x.flatten(1),
+    "type and place": lambda x: (
+        x.to(torch.zeros(1, dtype=x.dtype, device=x.device)) if x.dtype.is_floating_point else -x
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_questions_for_sizes_are_answered_with_numbers_but_for_the_batch(name):
+    """As a way of its own: what it cannot do would otherwise be done by the next one."""
+    model = Lambda(lambda m, x: SIZES[name](m.a(x)) + int(m.a(x).size(1) > 3), a=nn.Conv2d(3, 4, 3)).eval()
+    graph = trace_concrete(model, (torch.randn(IMAGE),))
+    for shape in (IMAGE, (5, *IMAGE[1:])):
+        x = torch.randn(shape)
+        torch.testing.assert_close(graph(x), model(x))
+
+
+def test_values_are_not_answered_for():
+    model = Lambda(lambda m, x: m.a(x) if x.sum() > 0 else x, a=nn.Conv2d(3, 4, 3)).eval()
+    with pytest.raises(torch.fx.proxy.TraceError, match="depends on the values"):
+        trace_concrete(model, (torch.randn(IMAGE),))

@@ -60,3 +60,9 @@ def test_channels_that_rounding_makes_constant_are_counted() -> None:
         + " and 2 more."
     )
     assert said(row(tensor="weight", dead_channels=2, dead_after=2)) == []
+
+
+def test_three_layers_are_named_where_no_number_is_given() -> None:
+    rows = [row(site=f"s{index}", layer_error=0.1 + index / 100) for index in range(6)]
+    found = findings(Distributions(tuple(rows), 8), "v")
+    assert [each.partition(" ")[0] for each in found] == ["s5", "s4", "s3", "At"]

@@ -112,7 +112,7 @@ def test_a_browser_shows_it(page: Path, tmp_path: Path, dark: bool) -> None:
     flags += ["--blink-settings=preferredColorScheme=0"] if dark else []
     subprocess.run(
         [browser, *flags, f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={shot}", page.as_uri()],
-        check=True, timeout=120, capture_output=True,
+        check=True, capture_output=True,
     )  # fmt: skip
     from matplotlib.image import imread
 
