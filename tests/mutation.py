@@ -234,11 +234,16 @@ def named() -> list[tuple[str, Mutation]]:
     return found
 
 
-def sample(count: int, seed: int) -> list[tuple[str, Mutation]]:
-    """`count` mutations at different lines: each package has its share by size, and one at least."""
+def sample(count: int, seed: int, without: str = "") -> list[tuple[str, Mutation]]:
+    """`count` mutations at different lines: each package has its share by size, and one at least.
+
+    Modules whose path contains `without` are left out: those of finn, say, where finn-plus is not installed.
+    """
     draw = random.Random(seed)
     packages: dict[str, dict[tuple[str, int], list[Mutation]]] = defaultdict(lambda: defaultdict(list))
     for module in modules():
+        if without and without in module:
+            continue
         source = (ROOT / module).read_text()
         for mutation in mutations_of(module, source):
             packages[str(Path(module).parent)][module, mutation.line(source)].append(mutation)
@@ -308,12 +313,13 @@ def main() -> int:
     parser.add_argument("--only", default="", help="of those, the ones whose name contains this")
     parser.add_argument("--sample", type=int, default=0, metavar="N", help="N mutations drawn at random")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--without", default="", metavar="WORD", help="no samples of modules whose path contains this")
     parser.add_argument("--widen", type=float, default=90, metavar="SECONDS", help="of each further round of tests")
     parser.add_argument("--times", type=Path, metavar="JSON", help="keep the times of the tests here")
     parser.add_argument("--list", action="store_true", help="only show the mutations")
     options = parser.parse_args()
     chosen = [each for each in named() if options.only in each[0]] if options.named or options.only else []
-    chosen += sample(options.sample, options.seed) if options.sample else []
+    chosen += sample(options.sample, options.seed, options.without) if options.sample else []
     if not chosen:
         parser.error("give --named, --only or --sample")
     if options.list:

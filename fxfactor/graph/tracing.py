@@ -78,6 +78,9 @@ def _module(tracer: fx.Tracer, model: nn.Module) -> GraphModule:
     for node in graph.nodes:
         if isinstance(node.type, str):
             node.type = None  # an annotation kept as text; before torch 2.14 a graph with one cannot be pickled
+    graph._tracer_cls = (
+        _Tracer  # what unpickling traces the graph's own code with: any tracer of ours, made without inputs
+    )
     return GraphModule(tracer.root, graph, type(model).__name__)
 
 

@@ -105,3 +105,31 @@ def test_a_candidate_and_its_state_are_kept_both_or_neither(tmp_path: Path) -> N
         assert [each.level for each in store.candidates()] == ["0"]
         assert store.snapshot("0") == b"first"
         assert store.snapshot("1") is None
+
+
+def test_files_of_others_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no database, but a text that is long enough to be looked at" * 20)
+    connection = sqlite3.connect(tmp_path / "other")
+    connection.execute("create table something (name text)")
+    connection.close()
+    for name in ("text", "other"):
+        with pytest.raises(PreconditionError, match=r"is no file that fxfactor\.explore has written"):
+            Exploration.read(tmp_path / name)
+
+
+def test_snapshots_are_kept_replaced_and_dropped(tmp_path: Path) -> None:
+    with Store(tmp_path / "state", {"metric": "a"}) as store:
+        store.add_snapshot("1", b"one")
+        store.add(row("1"), b"two")
+        store.add_snapshot("2", b"other")
+        assert [store.snapshot(name) for name in "123"] == [b"two", b"other", None]
+        store.drop_snapshots(["1", "3"])
+        assert [store.snapshot(name) for name in "12"] == [None, b"other"]
+    with Store(tmp_path / "state", {"metric": "a"}) as again:
+        assert again.candidates() == [row("1")]
+        assert again.snapshot("2") == b"other"
+    with pytest.raises(PreconditionError, match='its metric is "a", here it is "b"'):
+        Store(tmp_path / "state", {"metric": "b"})
+    Store(tmp_path / "state", {"metric": "a"}).__exit__(None, None, None)  # a refusal lets go of the file
+    assert Candidate(**{**row("3").__dict__, "width": 2.0}).rung == "3 ×2"
+    assert row("3").rung == "3"

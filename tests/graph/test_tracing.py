@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable
 
 import numpy as np
@@ -263,3 +264,10 @@ def test_values_are_not_answered_for():
     model = Lambda(lambda m, x: m.a(x) if x.sum() > 0 else x, a=nn.Conv2d(3, 4, 3)).eval()
     with pytest.raises(torch.fx.proxy.TraceError, match="depends on the values"):
         trace_concrete(model, (torch.randn(IMAGE),))
+
+
+def test_a_graph_of_annotated_code_can_be_pickled():
+    x = torch.randn(IMAGE)
+    graph = capture(PadToEven().eval(), x)
+    assert not any(isinstance(node.type, str) for node in graph.graph.nodes)
+    assert torch.equal(pickle.loads(pickle.dumps(graph))(x), graph(x))
