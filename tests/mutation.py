@@ -78,33 +78,28 @@ def in_copy(root: Path, module: str) -> Path:
 
 def run_tests(root: Path, files: Iterable[str], limit: float, first_only: bool = True) -> tuple[int | None, str]:
     """pytest's exit code, None where the time was up, and what it printed; its report is left in times.xml."""
-    arguments = [
-        *(["-x"] if first_only else []),
-        "-q",
+    report, output = root / "times.xml", root / "output.txt"
+    report.unlink(missing_ok=True)
+    arguments = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=line"] + [
         "-m",
         "not slow",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-        "--tb=line",
+        f"--junitxml={report}",
         *files,
     ]
-    arguments.append(f"--junitxml={root / 'times.xml'}")
-    output = root / "output.txt"
     child = os.fork()
     if child == 0:
-        _become_pytest(root, arguments, output)
-    deadline = time.monotonic() + limit
-    while time.monotonic() < deadline:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            _kill_group(child)  # what the tests may have left behind
-            return os.waitstatus_to_exitcode(status), output.read_text(errors="replace")
-        time.sleep(0.05)
-    _kill_group(child)
-    os.waitpid(child, 0)
-    return None, output.read_text(errors="replace")
+        _become_pytest(root, ["-x", *arguments] if first_only else arguments, output)
+    deadline, ended, status = time.monotonic() + limit, 0, 0
+    try:
+        while not ended and time.monotonic() < deadline:
+            time.sleep(0.05)
+            ended, status = os.waitpid(child, os.WNOHANG)
+    finally:  # also what the tests may have left behind, and where this script is stopped
+        _kill_group(child)
+    if not ended:
+        os.waitpid(child, 0)
+        return None, output.read_text(errors="replace")
+    return os.waitstatus_to_exitcode(status), output.read_text(errors="replace")
 
 
 def _kill_group(child: int) -> None:
@@ -282,7 +277,7 @@ def is_noticed(mutation: Mutation, root: Path, times: Times, widen: float) -> tu
 
 def _failed_in(report: Path) -> Iterator[str]:
     """The tests that failed in pytest's report, as pytest names them; nothing where a file could not be read at all."""
-    for case in ElementTree.parse(report).iter("testcase"):
+    for case in ElementTree.parse(report).iter("testcase") if report.exists() else ():
         if case.find("failure") is not None or (case.find("error") is not None and case.get("classname")):
             yield f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name')}"
 
@@ -330,6 +325,7 @@ def main() -> int:
         warnings.simplefilter("ignore")
         for each in PRELOADED:
             importlib.import_module(each)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the copy goes
     alive = 0
     with tempfile.TemporaryDirectory(prefix="fxfactor-mutation-") as folder:
         root = Path(folder)

@@ -124,3 +124,4 @@ def test_wider_factors_and_groups_are_described() -> None:
     assert [row.before for row in rows] == ["3→16 1×1", "16→16 3×3 g2", "16→16 1×5"]
     assert [row.after for row in rows] == ["", "g4 mid 24 + 1×1 g2", "g4 mid 24 + 1×1"]
     assert "first convolution" in rows[0].note
+    assert [row.macs_before for row in rows] == [3 * 16 * 144, 16 * 8 * 9 * 100, 16 * 16 * 5 * 60]

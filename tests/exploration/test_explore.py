@@ -151,8 +151,10 @@ def test_pairs_of_bits_go_from_many_to_few_each_once() -> None:
 )  # fmt: skip
 def test_another_exploration_does_not_go_on_from_this_one(tmp_path: Path, changed: dict[str, Any], name: str) -> None:
     explore(tmp_path / "state", levels=(0,), bits=(8,))
-    with pytest.raises(PreconditionError, match=f"belongs to another exploration: its {name} is"):
+    with pytest.raises(PreconditionError, match=f"belongs to another exploration: its {name} is") as told:
         explore(tmp_path / "state", levels=(0,), bits=(8,), **changed)
+    if name == "finetune":
+        assert 'its finetune is "", here it is "halve"' in str(told.value)
 
 
 def test_other_weights_or_validation_images_are_another_exploration(tmp_path: Path) -> None:

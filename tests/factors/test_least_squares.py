@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from factors_helpers import built, random_weight
 from torch import nn
@@ -42,3 +43,21 @@ def test_a_half_step_goes_most_of_the_way_to_the_least_squares_solution():
     best = alternate(exact, data, rounds=0).error
     gained = before.error - alternate(spatial, data, rounds=1).error
     assert gained > 0.9 * (before.error - best)
+
+
+def test_depthwise_factors_are_solved_in_one_step():
+    """One group for each channel: after a step, no change of the spatial factor lowers the error."""
+    conv = built(nn.Conv2d(12, 6, 3, bias=False))
+    x = random_weight(16, 12, 7, 7).cumsum(-1)
+    (data,) = moments_of(x, conv(x), conv)
+    data = data.pulled_to(conv.weight.reshape(1, 6, -1), 1e-3)
+    _, spatial = by_original_group(svd_factors(conv.weight, 12), data)
+    begin = alternate(spatial, data, rounds=0)
+    groups, rank, width = spatial.shape[1:]
+    pointwise = begin.pointwise[0]
+    gram = (pointwise.T @ pointwise).view(groups, rank, groups, rank)
+    system = torch.einsum("nrms,nemf->nremsf", gram, data.inputs[0].view(groups, width, groups, width))
+    right = torch.einsum("onr,one->nre", pointwise.view(6, groups, rank), data.cross[0].view(6, groups, width))
+    size = groups * rank * width
+    exact = torch.linalg.lstsq(system.reshape(size, size), right.reshape(size, 1)).solution.view_as(spatial)
+    assert alternate(spatial, data, rounds=1).error == pytest.approx(alternate(exact, data, rounds=0).error, rel=1e-4)
