@@ -80,12 +80,8 @@ def run_tests(root: Path, files: Iterable[str], limit: float, first_only: bool =
     """pytest's exit code, None where the time was up, and what it printed; its report is left in times.xml."""
     report, output = root / "times.xml", root / "output.txt"
     report.unlink(missing_ok=True)
-    arguments = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=line"] + [
-        "-m",
-        "not slow",
-        f"--junitxml={report}",
-        *files,
-    ]
+    arguments = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=line", "-m", "not slow", *files]
+    arguments.append(f"--junitxml={report}")
     child = os.fork()
     if child == 0:
         _become_pytest(root, ["-x", *arguments] if first_only else arguments, output)

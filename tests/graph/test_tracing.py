@@ -271,3 +271,9 @@ def test_a_graph_of_annotated_code_can_be_pickled():
     graph = capture(PadToEven().eval(), x)
     assert not any(isinstance(node.type, str) for node in graph.graph.nodes)
     assert torch.equal(pickle.loads(pickle.dumps(graph))(x), graph(x))
+
+
+def test_a_refusal_says_why_each_way_failed():
+    model = Lambda(lambda m, x: m.a(x) if x.sum() > 0 else x, a=nn.Conv2d(3, 4, 3)).eval()
+    with pytest.raises(CaptureError, match=r"(?s)tracing with known shapes: .*torch\.export: "):
+        capture(model, torch.randn(IMAGE))

@@ -10,7 +10,7 @@ from torch import nn
 
 from fxfactor import PreconditionError, capture, groups_at
 from fxfactor.graph import sites
-from fxfactor.plan.ladder import choose_shape, macs_per_output_pixel, mid_at
+from fxfactor.plan.ladder import check_width, choose_shape, macs_per_output_pixel, mid_at
 
 
 @given(st.integers(0, 12), st.integers(1, 300))
@@ -65,3 +65,9 @@ def test_factors_that_save_nothing_are_not_taken():
         == "2 groups would not lower the MACs: 128 instead of 128 at each pixel"
     )
     assert choose_shape(found["2"], 1, first=False) == (2, 8)
+
+
+@pytest.mark.parametrize("width", [0, -1, float("nan"), float("inf"), True, "2", None])
+def test_a_width_is_a_number_above_0(width):
+    with pytest.raises(PreconditionError, match="width must be a number above 0"):
+        check_width(width)

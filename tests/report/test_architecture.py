@@ -29,6 +29,7 @@ def test_the_outline_has_layers_joins_and_poolings(variants: dict[str, GraphModu
     kinds = [data["box"].kind for _, data in graph.nodes(data=True)]
     assert kinds == ["input", "dense", "spatial", "pointwise", "join", "pooling", "linear", "output"]
     assert graph.in_degree("add") == 2
+    assert graph.nodes["add"]["box"].text == "+"
     ElementTree.fromstring(to_svg(architecture(fxfactor.capture(make_net(), images()[:1]), variants["level 2"]), "x"))
 
 
