@@ -45,10 +45,10 @@ SEED ?= 1
 mutation: .venv/ready
 	.venv/bin/python tests/mutation.py --named --sample $(SAMPLE) --seed $(SEED)
 
-lint: .venv/ready build/installed/ready
+lint: .venv/ready .venv-lint/ready build/installed/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	cd build/installed && ../../.venv/bin/lint-imports --no-cache --config ../../pyproject.toml
+	cd build/installed && ../../.venv-lint/bin/lint-imports --no-cache --config ../../pyproject.toml
 
 types: .venv/ready build/installed/ready
 	cd build/installed && MYPYPATH=. ../../.venv/bin/mypy --config-file ../../pyproject.toml -p fxfactor
@@ -81,5 +81,11 @@ build/installed/ready: .venv/ready $(SOURCES)
 	.venv-new/bin/pip install $(PIP_FLAGS) -c .ci/constraints-new.txt -e ".[plot,search,examples,dev]"
 	@touch $@
 
+# A place of its own: import-linter and finn-plus cannot agree on a version of rich.
+.venv-lint/ready: .ci/requirements-lint.txt
+	$(PYTHON) -m venv .venv-lint
+	.venv-lint/bin/pip install $(PIP_FLAGS) -r .ci/requirements-lint.txt
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-new .venv-wheel build dist
+	rm -rf .venv .venv-new .venv-lint .venv-wheel build dist
