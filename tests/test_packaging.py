@@ -23,6 +23,10 @@ def test_every_package_is_installed() -> None:
 def test_every_other_file_is_installed() -> None:
     for path in (ROOT / "fxfactor").rglob("*"):
         if path.is_file() and path.suffix not in (".py", ".pyc"):
-            package = ".".join(path.parent.relative_to(ROOT).parts)
-            patterns = SETUPTOOLS["package-data"].get(package, [])
-            assert any(fnmatch.fnmatch(path.name, pattern) for pattern in patterns), f"{path} is in no package-data"
+            patterns = [
+                "/".join((*package.split("."), pattern))
+                for package, listed in SETUPTOOLS["package-data"].items()
+                for pattern in listed
+            ]
+            name = path.relative_to(ROOT).as_posix()
+            assert any(fnmatch.fnmatch(name, pattern) for pattern in patterns), f"{name} is in no package-data"
