@@ -5,7 +5,7 @@
     python benchmarks/accuracy.py --level 3 --width 2                # twice the channels between the factors
     python benchmarks/accuracy.py --level 3 --bits 4 --epochs 3      # then fine-tuned with labels' images
 
-Data: ../shared/data (see there). Calibration: the first 256 training images. `held out` is the accuracy on 2,000 other
+Data: see data.py. Calibration: the first 256 training images. `held out` is the accuracy on 2,000 other
 training images, which is what settings were chosen by; the test images choose nothing. Rows are appended to --out as JSON.
 --brevitas adds Brevitas' own post-training quantization of the network as it is, by the functions of its ImageNet example.
 """
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from data import Data, find
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -37,7 +38,6 @@ from fxfactor.recovery.finetune import finetune
 from fxfactor.recovery.reconstruct import reconstruct
 from fxfactor.recovery.round_weights import round_weights
 
-HERE = Path(__file__).resolve().parent
 Row = dict[str, Any]
 
 
@@ -125,8 +125,8 @@ def brevitas_ptq(
         yield f"Brevitas {backend}{', GPTQ' if gptq else ''}", quantized
 
 
-def measure(options: argparse.Namespace, realdata: Any) -> Iterator[Row]:
-    train, test = realdata.cifar10("train"), realdata.cifar10("test")
+def measure(options: argparse.Namespace, data: Data) -> Iterator[Row]:
+    train, test = data.cifar10("train"), data.cifar10("test")
     held_out = train[0][1000 : 1000 + options.held_out], train[1][1000 : 1000 + options.held_out]
     calibration = list(train[0][: options.calibration].split(64))
 
@@ -140,7 +140,7 @@ def measure(options: argparse.Namespace, realdata: Any) -> Iterator[Row]:
             start = time.process_time()
 
     for depth in options.depth:
-        model = realdata.cifar_resnet(depth)
+        model = data.cifar_resnet(depth)
         base = {"network": f"ResNet-{depth}", "calibration": options.calibration, "seed": options.seed}
         yield from rows(iter([("original", model)]), **base, level=0, bits=None)
         for level in options.level:
@@ -165,14 +165,13 @@ def _remember(steps: Iterator[tuple[str, GraphModule]], seen: list[GraphModule])
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
     parser.add_argument("--depth", type=int, nargs="+", default=[20], help="20 or 32")
     parser.add_argument("--level", nargs="+", default=["1", "2", "3", "depthwise"])
     parser.add_argument("--width", type=float, default=1.0, help="channels between the factors / input channels")
     parser.add_argument("--bits", type=int, nargs="+", default=[None])
     parser.add_argument("--calibration", type=int, default=256, help="training images for calibration")
     parser.add_argument("--held-out", type=int, default=2000, help="other training images that are predicted too")
-    parser.add_argument("--no-round", dest="round", action="store_false", help="leave fxfactor.rounding out")
+    parser.add_argument("--no-round", dest="round", action="store_false", help="leave fxfactor.round_weights out")
     parser.add_argument("--brevitas", action="store_true", help="Brevitas' post-training quantization beside it")
     parser.add_argument("--steps", type=int, default=1300, help="steps of reconstruction; 0 for none")
     parser.add_argument(
@@ -186,14 +185,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="append the rows to this file, one JSON object a line")
     options = parser.parse_args()
     options.level = [level if level == "depthwise" else int(level) for level in options.level]
-    if not options.data.exists():
-        raise SystemExit(f"{options.data} is not there: pass --data, the folder with realdata.py, cifar10 and weights")
     torch.set_num_threads(options.threads)
-    sys.path.insert(0, str(options.data))
-    import realdata
-
     table = Table("network", "level", "bits", "step", "million MACs", "test %", "± s.e.", "held out %", "CPU s")
-    for row in measure(options, realdata):
+    for row in measure(options, find()):
         print(json.dumps(row), file=sys.stderr, flush=True)
         if options.out is not None:
             with open(options.out, "a", encoding="utf-8") as file:

@@ -5,7 +5,7 @@
 
 Every layer that fxfactor factorizes at a level is given to AIMET (ModelCompressor, spatial SVD, manual mode) with the
 compression ratio that it has here; both need no data. The last row of a level fits fxfactor's factors to the layers' outputs
-on 256 training images, which AIMET does not offer for spatial SVD. MACs are counted on what came out. Data: ../shared/data.
+on 256 training images, which AIMET does not offer for spatial SVD. MACs are counted on what came out. Data: see data.py.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ import argparse
 import contextlib
 import copy
 import io
-import sys
 import time
 from collections.abc import Iterator
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import torch
+from data import Data, find
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -29,8 +28,6 @@ from torch import Tensor, nn
 import fxfactor
 from fxfactor.factors.fit_to_outputs import fit_to_outputs
 from fxfactor.passes import FactorizeDepth
-
-HERE = Path(__file__).resolve().parent
 
 
 @torch.no_grad()
@@ -80,10 +77,10 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     return 100 * float((predicted == labels).double().mean())
 
 
-def measure(options: argparse.Namespace, realdata: Any) -> Iterator[tuple[Any, str, int, float, float]]:
-    calibration, test = realdata.cifar10("train")[0][:256], realdata.cifar10("test")
+def measure(options: argparse.Namespace, data: Data) -> Iterator[tuple[Any, str, int, float, float]]:
+    calibration, test = data.cifar10("train")[0][:256], data.cifar10("test")
     image = calibration[:1]
-    original = fxfactor.capture(realdata.cifar_resnet(options.depth), image)
+    original = fxfactor.capture(data.cifar_resnet(options.depth), image)
     dense = macs(original, image)
     yield 0, "original", sum(dense.values()), accuracy(original, *test), 0.0
     for level in options.level:
@@ -106,18 +103,12 @@ def measure(options: argparse.Namespace, realdata: Any) -> Iterator[tuple[Any, s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
     parser.add_argument("--depth", type=int, default=20, help="20 or 32")
     parser.add_argument("--level", type=int, nargs="+", default=[1, 2, 3])
     options = parser.parse_args()
-    if not options.data.exists():
-        raise SystemExit(f"{options.data} is not there: pass --data, the folder with realdata.py, cifar10 and weights")
     torch.set_num_threads(1)
-    sys.path.insert(0, str(options.data))
-    import realdata
-
     table = Table("level", "", "million MACs", "test %", "± s.e.", "CPU s")
-    for level, what, count, percent, seconds in measure(options, realdata):
+    for level, what, count, percent, seconds in measure(options, find()):
         error = (percent * (100 - percent) / 1000) ** 0.5
         table.add_row(str(level), what, f"{count / 1e6:.2f}", f"{percent:.1f}", f"{error:.1f}", f"{seconds:.1f}")
     Console().print(table)

@@ -2,7 +2,7 @@
 
     python benchmarks/distributions.py [--images 512] [--output out/distributions]
 
-Needs ../shared/data. Factors and ranges are fitted to 256 training images ("fitted"), or, for comparison, factors to the
+Data: see data.py. Factors and ranges are fitted to 256 training images ("fitted"), or, for comparison, factors to the
 weights alone ("svd") and only the ranges to images. Measured on test images, which choose nothing.
 """
 
@@ -12,13 +12,13 @@ import argparse
 import json
 import platform
 import resource
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from data import find
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -28,7 +28,6 @@ from fxfactor.analysis.table import Distributions
 from fxfactor.report import plots, report
 from fxfactor.report.style import save_png
 
-DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 LEVELS: tuple[Any, ...] = (0, 1, 2, 3, 4, 5, "depthwise")
 SETS = (("fitted", 8), ("fitted", 4), ("svd", 4))
 
@@ -40,12 +39,10 @@ def main() -> None:
     chosen = options.parse_args()
     chosen.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    sys.path.insert(0, str(DATA))
-    import realdata
-
-    model = realdata.cifar_resnet(20)
-    train, _ = realdata.cifar10("train")
-    images, labels = realdata.cifar10("test")
+    data = find()
+    model = data.cifar_resnet(20)
+    train, _ = data.cifar10("train")
+    images, labels = data.cifar10("test")
     train = train[:256].clone()
     print(
         f"{platform.processor() or platform.machine()}, torch {torch.__version__}, one thread; {chosen.images} images"

@@ -6,7 +6,7 @@
     python benchmarks/exploration.py budgets    ResNet-20 / CIFAR-10: searched, uniform and mixed-precision plans by budget
     python benchmarks/exploration.py resnet50   search on ResNet-50 at 224×224: time and memory
 
-The first four need the images and weights in ../shared/data (or --data). Calibration and every choice use training images
+The first four need CIFAR-10 and trained weights: see data.py. Calibration and every choice use training images
 only; the 1,000 test images are used for the figures that are reported.
 """
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from data import find
 
 import fxfactor
 from fxfactor.exploration.rung import top1
@@ -60,13 +60,11 @@ class Clock:
 class Cifar:
     """The trained ResNet-20; training images: 256 to calibrate, 512 to choose between plans; 1,000 test images."""
 
-    def __init__(self, folder: Path) -> None:
-        sys.path.insert(0, str(folder))
-        import realdata
-
-        images, _ = realdata.cifar10("train")
-        test_images, test_labels = realdata.cifar10("test")
-        self.model = realdata.cifar_resnet(20)
+    def __init__(self) -> None:
+        data = find()
+        images, _ = data.cifar10("train")
+        test_images, test_labels = data.cifar10("test")
+        self.model = data.cifar_resnet(20)
         self.calibration = list(images[:256].split(64))
         self.choosing = list(images[:512].split(64))
         self.test = _batches(test_images, test_labels)
@@ -234,7 +232,6 @@ def resnet50(images: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("grid", "widths", "search", "budgets", "resnet50"))
-    parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
     parser.add_argument("--levels", type=int, default=7, help="of the grid and of uniform plans: 0 … levels−1")
     parser.add_argument("--measures", nargs="+", default=COMPARED, help="budgets: of several, plans are compared")
     parser.add_argument("--bits", type=int, nargs="+", default=GRID_BITS)
@@ -244,13 +241,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.what == "grid":
-        grid(Cifar(options.data), range(options.levels), tuple(options.bits))
+        grid(Cifar(), range(options.levels), tuple(options.bits))
     elif options.what == "widths":
-        fronts(Cifar(options.data), range(options.levels), tuple(options.bits), tuple(options.widths))
+        fronts(Cifar(), range(options.levels), tuple(options.bits), tuple(options.widths))
     elif options.what == "search":
-        searched(Cifar(options.data), tuple(options.budgets), tuple(options.widths))
+        searched(Cifar(), tuple(options.budgets), tuple(options.widths))
     elif options.what == "budgets":
-        budgets(Cifar(options.data), tuple(options.budgets), tuple(options.measures), range(options.levels))
+        budgets(Cifar(), tuple(options.budgets), tuple(options.measures), range(options.levels))
     else:
         resnet50(options.images)
 

@@ -6,8 +6,8 @@
     python benchmarks/finetuning.py --stages 32:2 4:4                # in floating point first
     python benchmarks/finetuning.py --hold-out --images 6400         # choose settings: 2,000 training images are kept back
 
-A stage is BITS:EPOCHS (32: floating point); each starts from the weights of the stage before. Data: ../shared/data (see
-there); all 20,000 training images, the original network as teacher, no labels unless --label-weight. With --out, every
+A stage is BITS:EPOCHS (32: floating point); each starts from the weights of the stage before. Data: see
+data.py; all 20,000 training images, the original network as teacher, no labels unless --label-weight. With --out, every
 epoch is kept in that folder and a second call goes on from there; --stop-after ends the run after a stage.
 """
 
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from data import Data, find
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -34,7 +35,6 @@ from fxfactor.passes import FactorizeDepth, Quantize
 from fxfactor.recovery.augment import flip_and_shift
 from fxfactor.recovery.finetune import continue_from, finetune
 
-HERE = Path(__file__).resolve().parent
 Row = dict[str, Any]
 Images = tuple[Tensor, Tensor]
 
@@ -78,14 +78,14 @@ def steps_of(
         continue_from(factorized, graph)
 
 
-def measure(options: argparse.Namespace, realdata: Any) -> Iterator[Row]:
-    train, judged = realdata.cifar10("train"), realdata.cifar10("test")
+def measure(options: argparse.Namespace, data: Data) -> Iterator[Row]:
+    train, judged = data.cifar10("train"), data.cifar10("test")
     calibration = list(train[0][: options.calibration].split(64))
     if options.hold_out:
         judged = train[0][1000:3000], train[1][1000:3000]
         train = tuple(torch.cat([part[:1000], part[3000:]]) for part in train)
     train = tuple(part[: options.images] for part in train)
-    model = realdata.cifar_resnet(options.depth)
+    model = data.cifar_resnet(options.depth)
     base = {"network": f"ResNet-{options.depth}", "level": options.level, "width": options.width,
             "images": len(train[0]),
             "learning_rate": options.learning_rate, "batch_size": options.batch_size, "seed": options.seed,
@@ -107,7 +107,6 @@ def _stage(text: str) -> tuple[int, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
     parser.add_argument("--depth", type=int, default=20, help="20 or 32")
     parser.add_argument("--level", default="3")
     parser.add_argument("--width", type=float, default=1.0, help="channels between the factors / input channels")
@@ -126,16 +125,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for checkpoints and rows.jsonl")
     options = parser.parse_args()
     options.level = options.level if options.level == "depthwise" else int(options.level)
-    if not options.data.exists():
-        raise SystemExit(f"{options.data} is not there: pass --data, the folder with realdata.py, cifar10 and weights")
     torch.set_num_threads(options.threads)
-    sys.path.insert(0, str(options.data))
-    import realdata
-
     table = Table(
         "network", "level", "width", "step", "held out %" if options.hold_out else "test %", "± s.e.", "CPU s"
     )
-    for row in measure(options, realdata):
+    for row in measure(options, find()):
         print(json.dumps(row), file=sys.stderr, flush=True)
         if options.out is not None:
             options.out.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,8 @@
 Both ways of `time` start from the same file and end with FINN's estimate reports; each runs in a process of its own, whose
 memory is the sum over it and what it starts, sampled ten times a second. FINN's own way takes its steps as they are, with
 the streamlining of its ResNet examples (StreamlinePlus), and checks nothing on the way; `fxfactor.finn.estimate` executes
-the graph at the end. Needs finn-plus, psutil and torchvision.
+the graph at the end. Needs finn-plus, psutil and torchvision; the
+trained ResNet-20: see data.py.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from data import find
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -30,7 +32,6 @@ from torchvision import models
 
 import fxfactor
 
-HERE = Path(__file__).resolve().parent
 BOARDS = ("Pynq-Z2", "ZCU104")
 LEVELS: tuple[Any, ...] = (0, 1, 3, "depthwise")
 TARGETS = {"resnet20": 2000, "mobilenet_v2": 32}
@@ -39,13 +40,10 @@ FACTOR, SLOWEST = 4, 32
 console = Console(width=160)
 
 
-def network(name: str, data: Path | None, size: int) -> tuple[nn.Module, torch.Tensor]:
+def network(name: str, size: int) -> tuple[nn.Module, torch.Tensor]:
     """A network and one input. ResNet-20 is the trained one; the others are random, with batch norms that differ by channel."""
     if name == "resnet20":
-        sys.path.insert(0, str(data))
-        import realdata
-
-        return realdata.cifar_resnet(20).eval(), torch.randn(1, 3, 32, 32)
+        return find().cifar_resnet(20).eval(), torch.randn(1, 3, 32, 32)
     model = models.get_model(name, weights=None).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -134,7 +132,7 @@ def watched(command: list[str]) -> dict[str, Any]:
 def compare_times(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model, images = network("resnet18", options.data, 224)
+        model, images = network("resnet18", 224)
         level, bits = options.level[0], options.bits[0]
         file = written(model, images, level, bits, folder)
         table = Table(title=f"ResNet-18, 224 × 224, level {level}, {bits} bits: file to estimates")
@@ -181,7 +179,7 @@ def fastest(file: Path, board: str, target: int, cache: Path) -> tuple[int, Any]
 
 def costs(name: str, options: argparse.Namespace, folder: Path) -> Iterator[list[str]]:
     """A row of the table for every level, bit width and board."""
-    model, images = network(name, options.data, 224)
+    model, images = network(name, 224)
     for level in options.level:
         for bits in options.bits:
             file = written(model, images, level, bits, folder)
@@ -214,7 +212,6 @@ def main() -> None:
     parser.add_argument("--level", nargs="+", type=lambda text: int(text) if text.isdigit() else text)
     parser.add_argument("--bits", nargs="+", type=int)
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data")
     options = parser.parse_args()
     options.level = options.level or ([0] if options.what == "time" else list(LEVELS))
     options.bits = options.bits or ([4] if options.what == "time" else [2, 4, 8])

@@ -11,8 +11,8 @@ anything was quantized (in floating point, relative difference of the outputs 1.
 without merging batch norms and equalization), so batch norms are folded by fxfactor instead and nothing is equalized. Without
 that preprocessing its "fx" backend does not end: the loop that quantizes residual additions never converges. The first
 convolution has 8 bits there; "all layers" of fxfactor means those too, while its default keeps the first and the last layer
-at 8. "Weights rounded": fxfactor.rounding. Agreement: share of photos with the same answer as in floating point. Data:
-../shared/data; photos that are easier than ImageNet's, so compare the rows and quote none as ImageNet accuracy.
+at 8. "Weights rounded": fxfactor.round_weights. Agreement: share of photos with the same answer as in floating point. Data:
+see data.py; photos that are easier than ImageNet's, so compare the rows and quote none as ImageNet accuracy.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from data import Data, find
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -38,8 +39,6 @@ from fxfactor.passes import FoldBatchNorm, Quantize
 from fxfactor.quantization.fused import fused_quantizers
 from fxfactor.recovery.reconstruct import reconstruct
 from fxfactor.recovery.round_weights import round_weights
-
-HERE = Path(__file__).resolve().parent
 
 
 def efficientnet() -> nn.Module:
@@ -114,8 +113,8 @@ def share(hits: Tensor) -> tuple[float, float]:
     return percent, (percent * (100 - percent) / len(hits)) ** 0.5
 
 
-def measure(options: argparse.Namespace, realdata: Any) -> Iterator[dict[str, Any]]:
-    pixels, labels = realdata.photos(options.calibration + options.photos)
+def measure(options: argparse.Namespace, data: Data) -> Iterator[dict[str, Any]]:
+    pixels, labels = data.photos(options.calibration + options.photos)
     images = (pixels.float() - 127) / 128
     judged, labels = images[options.calibration :], labels[options.calibration :]
     calibration = list(images[: options.calibration].split(32))
@@ -143,7 +142,6 @@ def _bits(text: str) -> tuple[int, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
     parser.add_argument("--bits", type=_bits, nargs="+", default=[(8, 8), (4, 8)], metavar="WEIGHT,ACTIVATION")
     parser.add_argument("--only", nargs="+", choices=["brevitas", "fxfactor"], default=["brevitas", "fxfactor"])
     parser.add_argument("--calibration", type=int, default=256, help="photos to calibrate on, the first ones")
@@ -153,15 +151,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="append the rows to this file, one JSON object a line")
     options = parser.parse_args()
-    if not options.data.exists():
-        raise SystemExit(f"{options.data} is not there: pass --data, the folder with realdata.py and photos")
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    sys.path.insert(0, str(options.data))
-    import realdata
-
     table = Table("bits", "step", "top-1 %", "± s.e.", "agreement %", "± s.e.", "CPU s")
-    for row in measure(options, realdata):
+    for row in measure(options, find()):
         print(json.dumps(row), file=sys.stderr, flush=True)
         if options.out is not None:
             with open(options.out, "a", encoding="utf-8") as file:

@@ -4,7 +4,7 @@
     python benchmarks/training_step.py --compile        # torch.compile too: minutes to compile first
 
 All are the network that fxfactor.transform gives; only how it is run differs. Each stands in a process of its own, since
-BREVITAS_JIT is read when brevitas is imported, and only one computes at a time. Data: ../shared/data (the network).
+BREVITAS_JIT is read when brevitas is imported, and only one computes at a time. The network: see data.py.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
-from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
 OURS = "fxfactor.finetune's way: fused quantizers, channels_last"
 PLAIN = "Brevitas, eager"
 FLOAT = "the same factors in floating point, channels_last"
@@ -37,9 +35,10 @@ COMPILED = {
 }
 
 
-def work(name: str, data: Path, batch_size: int, steps: int) -> None:
+def work(name: str, batch_size: int, steps: int) -> None:
     """Answer every line on stdin with the images per CPU second of `steps` steps; the first answer is the warm-up's."""
     import torch
+    from data import find
     from torch.nn import functional as F
 
     import fxfactor
@@ -48,13 +47,10 @@ def work(name: str, data: Path, batch_size: int, steps: int) -> None:
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    sys.path.insert(0, str(data))
-    import realdata
-
     fused, last, quantized, compiled, _ = (VARIANTS | COMPILED)[name]
     images, labels = torch.randn(batch_size, 3, 32, 32), torch.randint(10, (batch_size,))
     model = fxfactor.transform(
-        realdata.cifar_resnet(20), level=3, bits=4 if quantized else None, example_inputs=images[:1]
+        find().cifar_resnet(20), level=3, bits=4 if quantized else None, example_inputs=images[:1]
     ).train()
     optimizer = torch.optim.Adam(model.parameters(), 1e-4)
     with ExitStack() as stack:
@@ -75,23 +71,20 @@ def work(name: str, data: Path, batch_size: int, steps: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
     parser.add_argument("--compile", action="store_true", help="torch.compile too")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=2, help="steps of one measurement")
     parser.add_argument("--repeats", type=int, default=5, help="how often each has its turn")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if not options.data.exists():
-        raise SystemExit(f"{options.data} is not there: pass --data, the folder with realdata.py and weights")
     if options.work:
-        work(options.work, options.data, options.batch_size, options.steps)
+        work(options.work, options.batch_size, options.steps)
         return
     from rich.console import Console
     from rich.table import Table
 
     variants = VARIANTS | (COMPILED if options.compile else {})
-    command = [sys.executable, __file__, "--data", str(options.data), "--batch-size", str(options.batch_size)]
+    command = [sys.executable, __file__, "--batch-size", str(options.batch_size)]
     command += ["--steps", str(options.steps), "--work"]
     rates: dict[str, list[float]] = {name: [] for name in variants}
     with ExitStack() as stack:

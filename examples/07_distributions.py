@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fxfactor
-from fxfactor.analysis.distributions import distributions
+from fxfactor import distributions
 from fxfactor.report import report
 
 out = Path("out")

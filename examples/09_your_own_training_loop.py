@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import fxfactor
-from fxfactor.quantization.fused import fused_quantizers
+from fxfactor import fused_quantizers
 
 torch.manual_seed(0)
 digits = load_digits()

@@ -1,28 +1,43 @@
-"""ResNet-18 to FINN: legal forms, the early check, estimates, proof, and what a bitstream needs. Two minutes.
+"""ResNet-18 to FINN: legal forms, the early check, estimates, proof, and what a bitstream needs. Half a minute.
 
-python examples/10_finn_resnet18.py       # needs pip install ".[finn,examples]"
+python examples/10_finn_resnet18.py          # the first two of its four stages; needs pip install ".[finn,examples]"
+python examples/10_finn_resnet18.py --full   # all of it: three minutes
 """
 
+import argparse
 import shutil
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from torch import nn
 from torchvision.models import resnet18
 
 import fxfactor
+
+parser = argparse.ArgumentParser(description="ResNet-18 to FINN")
+parser.add_argument("--full", action="store_true", help="all four stages and 1,000 classes")
+full = parser.parse_args().full
 
 out = Path("out")
 out.mkdir(exist_ok=True)
 console = Console()
 
+
+def network() -> nn.Module:
+    model = resnet18(weights=None)  # with internet at hand: weights="DEFAULT"
+    if not full:
+        model.layer3, model.layer4, model.fc = nn.Identity(), nn.Identity(), nn.Linear(128, 10)
+    return model.eval()
+
+
 torch.manual_seed(0)
-model = resnet18(weights=None).eval()  # with internet at hand: weights="DEFAULT"
+model = network()
 images = torch.randn(1, 3, 32, 32)
 
 # with SiLU in the place of ReLU FINN would stop after minutes; the check takes seconds, and knows the place and the remedy
-swish = resnet18(weights=None).eval()
-swish.relu = torch.nn.SiLU()
+swish = network()
+swish.relu = nn.SiLU()
 print(fxfactor.finn.check(fxfactor.transform(swish, level=0, bits=4, example_inputs=images))[0])
 
 # FINN takes no grouped convolutions: the export writes 2 dense ones per site at level 1, proven to be the same function

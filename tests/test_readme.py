@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import sys
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -22,6 +24,14 @@ else:
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+EVERY_PAGE = [
+    *PAGES,
+    ROOT / "CHANGELOG.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
+    ROOT / "benchmarks" / "README.md",
+]
+PUBLIC_MODULES = {"fxfactor"} | {f"fxfactor.{name}" for name in ("graph", "pipeline", "passes", "finn", "report")}
 
 
 def blocks(language: str) -> list[object]:
@@ -76,10 +86,103 @@ def test_command_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_make_targets_are_there() -> None:
     wanted = set(re.findall(r"^make (\S+)", (ROOT / "README.md").read_text(), re.MULTILINE))
     assert wanted == {"demo", "test"}
-    assert all(f"\n{target}:" in (ROOT / "Makefile").read_text() for target in wanted)
+    text = "\n".join(page.read_text(encoding="utf-8") for page in EVERY_PAGE)
+    wanted |= set(re.findall(r"(?:`|^    )make ([a-z-]+)", text, re.MULTILINE))
+    missing = [target for target in wanted if f"\n{target}:" not in (ROOT / "Makefile").read_text()]
+    assert not missing
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def dotted_names(text: str) -> list[str]:
+    """Every `fxfactor.x.y` of the text, in code blocks and between backticks; what `from fxfactor.x import y` imports too."""
+    code = re.findall(r"^```.*?^```|`[^`\n]+`", text, re.MULTILINE | re.DOTALL)
+    found = {name for part in code for name in re.findall(r"(?<![\w/.-])fxfactor(?:\.\w+)+", part)}
+    for module, names in re.findall(r"^from (fxfactor[\w.]*) import ([\w, ]+)", text, re.MULTILINE):
+        found |= {f"{module}.{name.strip()}" for name in names.split(",")}
+    return sorted(found)
+
+
+def resolve(name: str) -> str:
+    """The public module that `name` is reached by. Raises where it leads nowhere or through what is private."""
+    first, *rest = name.split(".")
+    module, at = first, import_module(first)
+    for part in rest:
+        if f"{module}.{part}" in PUBLIC_MODULES:
+            module = f"{module}.{part}"
+            at = import_module(module)
+            continue
+        if module == first and at is import_module(first) and part not in fxfactor.__all__:
+            raise AttributeError(f"{name}: fxfactor.{part} is not public")
+        at = getattr(at, part)
+    return module
+
+
+@pytest.mark.parametrize("page", EVERY_PAGE, ids=lambda page: page.name)
+def test_every_name_in_the_pages_is_public_and_there(page: Path) -> None:
+    for name in dotted_names(page.read_text(encoding="utf-8")):
+        resolve(name)
+
+
+def test_names_that_moved_or_are_private_are_found() -> None:
+    text = (
+        "`fxfactor.frozen.freeze` and `fxfactor.rounding`, `x = fxfactor.search(…)`, `fxfactor/files.py`\n"
+        "```python\nfrom fxfactor.factors.fit import fitted_factors\nfxfactor.finn.nothing(1)\n```\n"
+    )
+    found = dotted_names(text)
+    wrong = [
+        "fxfactor.factors.fit.fitted_factors",
+        "fxfactor.finn.nothing",
+        "fxfactor.frozen.freeze",
+        "fxfactor.rounding",
+    ]
+    assert set(found) - {"fxfactor.factors.fit"} == {*wrong, "fxfactor.search"}
+    assert resolve("fxfactor.search") == "fxfactor"
+    assert resolve("fxfactor.graph.module_of") == "fxfactor.graph"
+    assert resolve("fxfactor.Exploration.read") == "fxfactor"
+    for name in wrong:
+        with pytest.raises(AttributeError, match=r"is not public|no attribute"):
+            resolve(name)
+
+
+def test_every_path_in_the_pages_is_there() -> None:
+    for page in EVERY_PAGE:
+        for words in re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8")):
+            for path in re.findall(
+                r"(?<![\w/.])(?:fxfactor|passes|tests|examples|benchmarks|docs|\.ci)/[\w./-]+\w", words
+            ):
+                assert "NAME" in path or (ROOT / path).exists(), f"{page.name}: {path}"
+
+
+def test_every_package_has_its_line_in_the_architecture() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page.partition("| where | what |")[2].partition("\n\n")[0]
+    listed = set(re.findall(r"`((?:fxfactor|passes)[\w./]*)`(?=[^|]*\|[^|]*\|$)", table, re.MULTILINE))
+    there = {f"fxfactor/{path.parent.name}/" for path in (ROOT / "fxfactor").glob("*/__init__.py")}
+    there |= {f"fxfactor/{path.name}" for path in (ROOT / "fxfactor").glob("*.py") if path.stem != "__init__"}
+    assert there | {"passes/"} == {path for path in listed if path != "fxfactor.passes"}
+
+
+def imported(path: Path) -> list[tuple[str, str]]:
+    """Module and name of everything that a script imports from fxfactor, wherever in the script."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    return [(n.module, name.name) for n in found if str(n.module).split(".")[0] == "fxfactor" for name in n.names]
+
+
+def test_examples_import_public_names_only() -> None:
+    for path in sorted((ROOT / "examples").glob("*.py")):
+        for module, name in imported(path):
+            assert resolve(f"{module}.{name}") == module, path.name
+
+
+def test_what_the_benchmarks_import_is_there() -> None:
+    paths = sorted((ROOT / "benchmarks").glob("*.py"))
+    assert len(paths) > 10
+    for path in paths:
+        for module, name in imported(path):
+            assert hasattr(import_module(module), name), f"{path.name}: {module}.{name}"
+
+
+@pytest.mark.parametrize("page", EVERY_PAGE, ids=lambda page: page.name)
 def test_links_to_files_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
         assert target.startswith("https://") or (page.parent / target).exists(), target
@@ -103,8 +206,8 @@ def test_every_dependency_has_its_reason() -> None:
         assert all(re.split(r"[<>=]", line)[0] in section for line in packages)
 
 
-def test_the_picture_is_what_its_script_draws() -> None:
-    script = ROOT / "docs" / "images" / "convolution.py"
+@pytest.mark.parametrize("script", sorted((ROOT / "docs" / "images").glob("*.py")), ids=lambda path: path.stem)
+def test_the_picture_is_what_its_script_draws(script: Path) -> None:
     names: dict[str, object] = {"__name__": "drawing", "__file__": str(script)}
     exec(compile(script.read_text(), str(script), "exec"), names)
     assert names["draw"]() == script.with_suffix(".svg").read_text()  # type: ignore[operator]

@@ -1,7 +1,8 @@
-"""What the FINN tests share: where FINN and the shared data are, and how networks become files."""
+"""What the FINN tests share: a cache, the data of the benchmarks where they are, and how networks become files."""
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,6 @@ from finn_helpers import export_to
 from torch import nn
 
 ROOT = Path(__file__).parents[2]
-SHARED = ROOT.parent / "shared" / "data"
 
 
 @pytest.fixture(scope="session")
@@ -23,15 +23,16 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def realdata() -> Any:
-    """The module that loads the shared images and trained networks; skips where they are missing."""
-    if not (SHARED / "realdata.py").is_file():
-        pytest.skip(f"the shared data is not at {SHARED}")
-    sys.path.insert(0, str(SHARED))
-    try:
-        import realdata as module
-    finally:
-        sys.path.remove(str(SHARED))
-    return module
+    """CIFAR-10 and the networks trained on it, from a folder that benchmarks/data.py finds; skips where there is none."""
+    spec = importlib.util.spec_from_file_location("benchmark_data", ROOT / "benchmarks" / "data.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules["benchmark_data"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = module.find()
+    if isinstance(found, module.Download):
+        pytest.skip("needs CIFAR-10 and its networks in a folder that FXFACTOR_DATA names; tests download nothing")
+    return found
 
 
 @pytest.fixture

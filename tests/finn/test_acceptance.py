@@ -9,14 +9,18 @@ import pytest
 import torch
 from finn_helpers import spread_batch_norms
 from torch import nn
+from trained import digits, digits_network
 
 import fxfactor
 
 IMAGES = 20
 
 
-def _network(name: str, realdata: Any) -> tuple[nn.Module, torch.Tensor]:
+def _network(name: str, request: pytest.FixtureRequest) -> tuple[nn.Module, torch.Tensor]:
+    if name == "digits":
+        return digits_network(), digits("test")[0][:IMAGES]
     if name == "resnet20":
+        realdata: Any = request.getfixturevalue("realdata")
         return realdata.cifar_resnet(20).eval(), realdata.cifar10("test")[0][:IMAGES]
     models = pytest.importorskip("torchvision.models")
     model = getattr(models, name)(num_classes=100).eval()
@@ -26,7 +30,7 @@ def _network(name: str, realdata: Any) -> tuple[nn.Module, torch.Tensor]:
 
 CASES = [
     *((name, level, 4) for name in ("resnet18", "mobilenet_v2", "resnet50") for level in (0, 1, 3, "depthwise")),
-    *(("resnet20", level, bits) for level in (0, 1, 3, "depthwise") for bits in (2, 4, 8)),
+    *((name, level, bits) for name in ("digits", "resnet20") for level in (0, 1, 3, "depthwise") for bits in (2, 4, 8)),
 ]
 
 
@@ -34,9 +38,9 @@ CASES = [
 @pytest.mark.finn
 @pytest.mark.parametrize(("name", "level", "bits"), CASES)
 def test_from_the_model_to_estimates(
-    name: str, level: int | str, bits: int, realdata: Any, tmp_path: Path, cache: Path
+    name: str, level: int | str, bits: int, request: pytest.FixtureRequest, tmp_path: Path, cache: Path
 ) -> None:
-    model, images = _network(name, realdata)
+    model, images = _network(name, request)
     qmodel = fxfactor.transform(model, level=level, bits=bits, example_inputs=images[:1])  # type: ignore[arg-type]
     file = tmp_path / "model.onnx"
     fxfactor.export(qmodel, file, target="finn", example_inputs=images[:1])
