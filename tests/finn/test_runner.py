@@ -260,31 +260,48 @@ def test_lines_are_read_until_the_deadline() -> None:
     os.close(reading)
 
 
-CYCLE_S = 60.0
+ENDS_S = 60.0
 """Far more than a process needs to end, far less than it takes when it does not."""
 
+_LONG_STEP = """
+import importlib.util, pathlib, sys, time
+spec = importlib.util.spec_from_file_location("worker", {worker!r})
+worker = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(worker)
+def long_step():
+    pathlib.Path({started!r}).touch()
+    time.sleep(10**6)
+worker.require_finn = long_step
+worker.main(sys.argv[1:])
+"""
+"""A worker that is at one step for ever, and so never notices that nobody listens."""
 
-@pytest.mark.finn
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_the_worker_ends_with_who_started_it(how: signal.Signals, write: Write, tmp_path: Path) -> None:
+def test_the_worker_ends_with_who_started_it(how: signal.Signals, tmp_path: Path) -> None:
+    import json
     import subprocess
 
     import psutil
 
-    file = write(build(TAKEN["chain"]))
+    started, slow = tmp_path / "started", tmp_path / "slow.py"
+    slow.write_text(_LONG_STEP.format(worker=str(process.WORKER), started=str(started)))
+    (tmp_path / "request.json").write_text(json.dumps({"folder": str(tmp_path)}))
     code = (
-        "import sys, fxfactor.finn\n"
-        f"fxfactor.finn.estimate({str(file)!r}, cache={str(tmp_path / 'cache')!r}, progress=lambda step: print(step, flush=True))\n"
+        "from pathlib import Path\nfrom fxfactor.finn.process.start import events\n"
+        f"list(events(Path({str(slow)!r}), Path({str(tmp_path)!r}), None, 10**6))\n"
     )
-    caller = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert caller.stdout is not None
-    assert caller.stdout.readline().strip() == "step_convert_to_hw"
+    caller = subprocess.Popen([sys.executable, "-c", code])
+    while not started.exists():
+        assert caller.poll() is None
+        time.sleep(0.05)
     workers = psutil.Process(caller.pid).children(recursive=True)
-    assert len(workers) >= 1
+    assert workers
     caller.send_signal(how)
     caller.wait()
-    caller.stdout.close()
-    _, alive = psutil.wait_procs(workers, timeout=CYCLE_S)
+    _, alive = psutil.wait_procs(workers, timeout=ENDS_S)
+    for worker in alive:
+        worker.kill()
     assert not alive
 
 
