@@ -2,6 +2,7 @@
 
     python benchmarks/hardware.py time                    # ResNet-18, 224 × 224: fxfactor.finn.estimate beside StreamlinePlus
     python benchmarks/hardware.py table --network resnet20 mobilenet_v2     # level × bits × board, for docs/finn.md
+    python benchmarks/hardware.py forms                   # one convolution, whole and grouped in each form, for docs/finn.md
 
 Both ways of `time` start from the same file and end with FINN's estimate reports; each runs in a process of its own, whose
 memory is the sum over it and what it starts, sampled ten times a second. FINN's own way takes its steps as they are, with
@@ -14,12 +15,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +203,73 @@ def show_costs(options: argparse.Namespace) -> None:
                 print(f"| {' | '.join(row)} |", flush=True)
 
 
+# ---- the forms of a grouped convolution ----
+
+
+def sum_bits(fan_in: int, outputs: int, bits: int, *, signed: bool) -> int:
+    """Bits of sums that FINN gives them: what normally distributed weights of these bits can reach."""
+    weights = torch.randn(outputs, fan_in, generator=torch.Generator().manual_seed(0))
+    most = 2 ** (bits - 1) - 1
+    integers = torch.round(weights / weights.abs().amax(1, keepdim=True) * most)
+    rising, falling = integers.clamp_min(0).sum(1), integers.clamp_max(0).sum(1)
+    low, high = (-(2 ** (bits - 1)), most) if signed else (0, 2**bits - 1)
+    reach = torch.maximum(rising * high + falling * low + 1, -(rising * low + falling * high)).max()
+    return math.ceil(math.log2(float(reach))) + 1
+
+
+def layers_of(form: str, groups: int, width: int, bits: int) -> list[Any]:
+    """Chains of hardware layers for 64 → 64, 3 × 3, on 16 × 16: whole, or spatial and pointwise with a quantizer between."""
+    from fxfactor.finn.layer_costs import Geometry, chains, datatype, thresholds
+
+    size, activations = (16, 16), datatype(bits, signed=False)
+    whole = Geometry(64, 64, 1, size, (3, 3), (1, 1), (1, 1, 1, 1))
+    if form == "dense":
+        sums = sum_bits(whole.fan_in, 64, bits, signed=False)
+        return [*chains(whole, bits, activations, sums), thresholds(64, size, sums, bits, signed=False)]
+    spatial = replace(whole, out_channels=64 * width, groups=groups)
+    middle = sum_bits(spatial.fan_in, 64 * width, bits, signed=False)
+    pointwise = Geometry(64 * width, 64, 1, size)
+    last = sum_bits(64 * width, 64, bits, signed=True)
+    return [
+        *chains(spatial, bits, activations, middle, form),  # type: ignore[arg-type]
+        thresholds(64 * width, size, middle, bits, signed=True),
+        *chains(pointwise, bits, datatype(bits), last),
+        thresholds(64, size, last, bits, signed=False),
+    ]
+
+
+FORMS_TRIED = (
+    ("dense", 1, 1),
+    *((form, groups, 1) for groups in (4, 8) for form in ("branches", "split", "block")),
+    *((form, 8, 2) for form in ("branches", "split", "block")),
+    *((form, 64, width) for width in (1, 2) for form in ("branches", "block")),
+)
+"""Form, groups, and outputs of the spatial factor as a multiple of 64."""
+
+
+def show_forms(options: argparse.Namespace) -> None:
+    """LUT, BRAM18 and DSP of each form at two speeds, FINN's figures and FINN's folding but for blocks."""
+    from fxfactor.finn.layer_costs import price, total
+    from fxfactor.finn.target import Target
+
+    limits = (100_000, 20_000)
+    print("64 → 64, 3 × 3, on 16 × 16, ZCU104; LUT / BRAM18 / DSP (cycles)\n")
+    print("| bits | form | groups | width | " + " | ".join(f"≤ {limit:,} cycles" for limit in limits) + " |")
+    print("|---|---|---|---|---|---|")
+    for bits in options.bits:
+        rows = {row: layers_of(*row, bits) for row in FORMS_TRIED}
+        cells: dict[Any, list[str]] = {row: [] for row in rows}
+        for limit in limits:
+            target = Target("ZCU104", target_fps=round(200_000_000 / limit))
+            prices = price([chain for wanted in rows.values() for chain in wanted], target)
+            for row, wanted in rows.items():
+                found = total(wanted, prices)
+                figures = " / ".join(f"{found[name]:,.0f}" for name in ("lut", "bram", "dsp"))
+                cells[row].append(f"{figures} ({found['cycles']:,.0f})")
+        for (form, groups, width), found in cells.items():
+            print(f"| {bits} | {form} | {groups} | {width} | {' | '.join(found)} |", flush=True)
+
+
 def main() -> None:
     if sys.argv[1:2] == ["one"]:
         way, file, folder = sys.argv[2:]
@@ -207,18 +277,18 @@ def main() -> None:
         run(Path(file), Path(folder), "ZCU104", 30)
         return
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("what", choices=("time", "table"))
+    parser.add_argument("what", choices=("time", "table", "forms"))
     parser.add_argument("--network", nargs="+", choices=tuple(TARGETS), default=list(TARGETS))
     parser.add_argument("--level", nargs="+", type=lambda text: int(text) if text.isdigit() else text)
     parser.add_argument("--bits", nargs="+", type=int)
     parser.add_argument("--repeats", type=int, default=1)
     options = parser.parse_args()
     options.level = options.level or ([0] if options.what == "time" else list(LEVELS))
-    options.bits = options.bits or ([4] if options.what == "time" else [2, 4, 8])
+    options.bits = options.bits or {"time": [4], "forms": [4, 2]}.get(options.what, [2, 4, 8])
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    compare_times(options) if options.what == "time" else show_costs(options)
+    {"time": compare_times, "table": show_costs, "forms": show_forms}[options.what](options)
 
 
 if __name__ == "__main__":

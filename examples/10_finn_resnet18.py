@@ -1,4 +1,4 @@
-"""ResNet-18 to FINN: legal forms, the early check, estimates, proof, and what a bitstream needs. Half a minute.
+"""ResNet-18 to FINN: grouped convolutions, the early check, estimates, proof, and what a bitstream needs. Half a minute.
 
 python examples/10_finn_resnet18.py          # the first two of its four stages; needs pip install ".[finn,examples]"
 python examples/10_finn_resnet18.py --full   # all of it: three minutes
@@ -40,7 +40,7 @@ swish = network()
 swish.relu = nn.SiLU()
 print(fxfactor.finn.check(fxfactor.transform(swish, level=0, bits=4, example_inputs=images))[0])
 
-# FINN takes no grouped convolutions: the export writes 2 dense ones per site at level 1, proven to be the same function
+# level 1: grouped convolutions of 2 groups; FINN gets each as one block, or in the form that is cheapest on the board
 qmodel = fxfactor.transform(model, level=1, bits=4, example_inputs=images)
 file = fxfactor.export(qmodel, out / "resnet18-finn.onnx", target="finn", example_inputs=images).path
 

@@ -36,7 +36,7 @@ def mobilenet_v1(width: float = 0.25, classes: int = 100) -> nn.Sequential:
 torch.manual_seed(0)
 pixels = torch.randint(0, 256, (1, 3, 64, 64)).float()
 for name, model in (("mobilenet_v1", mobilenet_v1()), ("mobilenet_v2", mobilenet_v2(num_classes=100, width_mult=0.35))):
-    # level 0: these networks are factorized by design; the quantizers and the legal forms are what they need
+    # level 0: these networks are factorized by design; the quantizers are what they need
     qmodel = fxfactor.transform(model.eval(), level=0, bits=4, example_inputs=pixels)
     camera = LegalizePixelInput(MEAN, STD)(qmodel).graph
     file = fxfactor.export(camera, out / f"{name}.onnx", target="finn", example_inputs=pixels).path

@@ -1,4 +1,4 @@
-"""LegalizeForFinn: every rewrite that FINN needs and that changes nothing, in one pass."""
+"""LegalizeForFinn: every rewrite that FINN's own flow needs and that changes nothing, in one pass."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from fxfactor.pipeline import Change, Pass, Skip
 @dataclass(frozen=True)
 class LegalizeForFinn(Pass):
     """Exact: grouped convolutions become branches, channel multipliers become parallel depthwise convolutions.
+
+    For files that go to FINN's own flow. `fxfactor.finn` needs none of this: there a grouped convolution is one block, or
+    split where that is cheaper, when the network has become integers.
 
     What else FINN's own flow refuses needs no rewrite of the network: `fxfactor.finn` absorbs it when it turns the file
     into integers. These are: any activation that never falls (ReLU6, LeakyReLU, Sigmoid …) before a quantizer, global and

@@ -41,6 +41,14 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
         "tests/finn/test_check.py tests/finn/test_runner.py",
         "the function is called reference",
     ),
+    "fxfactor/finn/integer/forms.py": (
+        "tests/finn/test_grouped.py",
+        "descriptions of layers, tested where a form is chosen",
+    ),
+    "fxfactor/finn/process/grouped_mvau.py": (
+        "tests/finn/test_grouped.py tests/finn/test_prepare.py",
+        "needs finn-plus, and is loaded by the worker",
+    ),
     "fxfactor/finn/layer_costs.py": ("tests/finn/test_costs.py", "the tests speak of costs"),
     "fxfactor/finn/preparation.py": ("tests/finn/test_prepare.py", "the function is called prepare"),
     "fxfactor/finn/result.py": ("tests/finn/test_runner.py", "what estimate answers"),

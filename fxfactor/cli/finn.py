@@ -14,6 +14,9 @@ from fxfactor.cli.options import BOARD, ClockNs, Python, TargetFps
 app = typer.Typer(help="From a QONNX file to what it costs on an FPGA.", no_args_is_help=True)
 
 File = Annotated[Path, typer.Argument(help="QONNX file that `fxfactor export --target finn` wrote")]
+Grouped = Annotated[
+    str | None, typer.Option(help="Grouped convolutions as block, split or branches; the cheapest of each if not given")
+]
 Verify = Annotated[Path | None, typer.Option(help='.npz file with images "x" and the network\'s outputs "y" on them')]
 Timeout = Annotated[float, typer.Option(help="Seconds until FINN is stopped")]
 Cache = Annotated[Path | None, typer.Option(help="Folder for models kept between calls")]
@@ -37,6 +40,7 @@ def estimate(
     board: Annotated[str, BOARD] = "ZCU104",
     target_fps: TargetFps = 1000,
     clock_ns: ClockNs = 5.0,
+    grouped: Grouped = None,
     verify: Verify = None,
     python: Python = None,
     timeout_s: Timeout = 3600.0,
@@ -45,7 +49,7 @@ def estimate(
     """Resources, cycles and frames per second of FILE on a board, as FINN estimates them (lower bounds, no Vivado)."""
     from fxfactor.finn.estimation import estimate as run
 
-    options = {"verify": verify, "python": python, "timeout_s": timeout_s, "cache": cache}
+    options = {"grouped": grouped, "verify": verify, "python": python, "timeout_s": timeout_s, "cache": cache}
     result = _watched(run, file, board, target_fps, clock_ns, **options)
     Console().print(result)
 
@@ -57,6 +61,7 @@ def prepare(
     board: Annotated[str, BOARD] = "ZCU104",
     target_fps: TargetFps = 1000,
     clock_ns: ClockNs = 5.0,
+    grouped: Grouped = None,
     verify: Verify = None,
     python: Python = None,
     timeout_s: Timeout = 3600.0,
@@ -65,7 +70,7 @@ def prepare(
     """Write FOLDER: model, build configurations for FINN and FINN+, folding, sample input and output, HLS and RTL sources."""
     from fxfactor.finn.preparation import prepare as run
 
-    options = {"verify": verify, "python": python, "timeout_s": timeout_s, "cache": cache}
+    options = {"grouped": grouped, "verify": verify, "python": python, "timeout_s": timeout_s, "cache": cache}
     result = _watched(run, folder, file, board, target_fps, clock_ns, **options)
     Console().print(f"{result.folder}: sources of {result.generated} layers; read README.md there.")
 

@@ -58,8 +58,8 @@ def _export(model: nn.Module, example_inputs: Any) -> onnx.ModelProto | Finding:
     from torch.fx import GraphModule
 
     graph = copy.deepcopy(model).eval()
-    if isinstance(graph, GraphModule):
-        graph, example_inputs = _legal(graph, example_inputs)
+    if isinstance(graph, GraphModule) and example_inputs is None:
+        example_inputs = _inputs_as_captured(graph)
     if example_inputs is None:
         raise FinnError(
             f"required: example_inputs, a tensor of shape (1, C, H, W); found: none for a {type(model).__name__}; "
@@ -78,16 +78,14 @@ def _export(model: nn.Module, example_inputs: Any) -> onnx.ModelProto | Finding:
     return exported
 
 
-def _legal(graph: GraphModule, example_inputs: Any) -> tuple[GraphModule, Any]:
-    """A graph in normal form as `export` would write it; any other graph as it is."""
+def _inputs_as_captured(graph: GraphModule) -> Any:
+    """Random inputs of the shapes that a graph in normal form was captured with; None for any other graph."""
     from fxfactor.errors import GraphError
     from fxfactor.graph.compare import random_inputs
     from fxfactor.graph.normal_form import check_graph
-    from fxfactor.storage.qonnx import legalize
 
     try:
         check_graph(graph)
     except GraphError:
-        return graph, example_inputs
-    legal = legalize(graph)
-    return legal, random_inputs(legal) if example_inputs is None else example_inputs
+        return None
+    return random_inputs(graph)

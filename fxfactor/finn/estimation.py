@@ -19,16 +19,18 @@ from torch.fx import GraphModule
 
 from fxfactor.errors import FinnError
 from fxfactor.finn.boards import Resources
+from fxfactor.finn.grouped import check_form, choose_forms, chooser, in_order
 from fxfactor.finn.integer.execute import execute
+from fxfactor.finn.integer.forms import Form
 from fxfactor.finn.process.cache import default_cache, publish, sweep
 from fxfactor.finn.process.load import IntegerNetwork, load_images, load_integers
 from fxfactor.finn.process.start import WORKER, events, explain
 from fxfactor.finn.process.worker import VERSION
-from fxfactor.finn.result import Estimate, HardwareLayer, Step
+from fxfactor.finn.result import Estimate, GroupedForm, HardwareLayer, Step
 from fxfactor.finn.target import Target
 from fxfactor.storage.qonnx import export
 
-FORMAT = 1
+FORMAT = 2
 """Part of the cache key: raise it when the worker's steps change."""
 
 Progress = Callable[[str], None]
@@ -40,6 +42,7 @@ def estimate(
     target_fps: int = 1000,
     clock_ns: float = 5.0,
     *,
+    grouped: Form | None = None,
     verify: Any = None,
     images_per_step: int = 1,
     tolerance: float = 1e-5,
@@ -56,6 +59,11 @@ def estimate(
     partition, specialisation for the board, folding, reports. No Vivado is needed and nothing is synthesised, so the
     figures are FINN's analytic lower bounds.
 
+    `grouped`: how a grouped convolution is built: "block" (one matrix unit for all groups, a hardware layer of fxfactor's own
+    with FINN's RTL), "split" (a matrix unit for each group behind one window generator) or "branches" (a convolution for each
+    group; FINN's depthwise units for depthwise ones). None takes the cheapest for each layer on this board, by FINN's figures;
+    `Estimate.grouped` says which and why.
+
     `verify=(images, outputs)`, or an .npz file with "x" and "y": the network in integers is compared with these outputs of
     PyTorch on all images (largest difference / largest output at most `tolerance`). FINN's graph is then executed after
     every step on `images_per_step` of them, and at the end on all; the integers must be the same. Give the outputs of
@@ -69,7 +77,7 @@ def estimate(
     `timeout_s` seconds pass, or the process dies. Nothing is left behind then.
     """
     target = Target(board, clock_ns, target_fps, python)
-    job = Job(Path(file), target, verify, images_per_step, tolerance, timeout_s, cache, progress)
+    job = Job(Path(file), target, verify, images_per_step, tolerance, timeout_s, cache, progress, grouped=grouped)
     with job.folder() as folder:
         return job.run(folder).estimate()
 
@@ -80,11 +88,13 @@ class Outcome:
 
     job: Job
     network: IntegerNetwork
+    forms: tuple[GroupedForm, ...]
     steps: list[Step] = field(default_factory=list)
     software: tuple[str, ...] = ()
     floating: tuple[str, ...] = ()
     reports: dict[str, Any] = field(default_factory=dict)
-    generated: dict[str, str] | None = None
+    generated: dict[str, str] = field(default_factory=dict)
+    finn: str = ""
     seconds: float = 0.0
 
     def estimate(self) -> Estimate:
@@ -107,6 +117,7 @@ class Outcome:
             floating=self.floating,
             steps=tuple(self.steps),
             seconds=self.seconds,
+            grouped=self.forms,
         )
 
 
@@ -124,6 +135,10 @@ class Job:
     progress: Progress | None = None
     generate: bool = False
     """Whether FINN's code generation runs at the end."""
+    grouped: Form | None = None
+
+    def __post_init__(self) -> None:
+        check_form(self.grouped)
 
     @property
     def store(self) -> Path:
@@ -141,7 +156,7 @@ class Job:
         import onnx
 
         started, folder = time.monotonic(), Path(name)
-        network = load_integers(self.file)
+        network, forms = self._network()
         onnx.save(network.model, str(folder / "integers.onnx"))
         request = {
             "board": self.target.board,
@@ -160,11 +175,25 @@ class Job:
             request["cached"] = str(kept)
         request["keep"] = str(kept)
         (folder / "request.json").write_text(json.dumps(request))
-        outcome = Outcome(self, network, [compared])
+        outcome = Outcome(self, network, forms, [compared])
         for event in events(WORKER, folder, self.target.python, self.timeout_s):
             self._receive(event, outcome, kept)
         outcome.seconds = time.monotonic() - started
         return outcome
+
+    def _network(self) -> tuple[IntegerNetwork, tuple[GroupedForm, ...]]:
+        """The network in integers, each grouped convolution in the form that is asked for, or the cheapest."""
+        network = load_integers(self.file)
+        if not network.grouped:
+            return network, ()
+        forms = choose_forms(network.grouped, self.target, self.grouped)
+        try:
+            return load_integers(self.file, chooser(forms)), tuple(forms.values())
+        except FinnError:
+            if self.grouped is not None:
+                raise
+        forms = in_order(network.grouped, forms)
+        return load_integers(self.file, chooser(forms)), tuple(forms.values())
 
     def _write_images(self, path: Path, network: IntegerNetwork) -> Step:
         """Integer images and the integers that have to come out; compares those with PyTorch's outputs, if given."""
@@ -221,7 +250,7 @@ class Job:
                 partition = json.loads((kept / "partition.json").read_text())
                 outcome.software, outcome.floating = tuple(partition["software"]), tuple(partition["floating"])
         elif kind == "generated":
-            outcome.generated = event["folders"]
+            outcome.generated, outcome.finn = event["folders"], event["finn"]
         elif kind == "stop":
             raise FinnError(explain(event))
 
@@ -248,9 +277,10 @@ def _layers(reports: dict[str, Any], network: IntegerNetwork) -> tuple[HardwareL
 
 def _plain(tensor: str) -> str:
     """The site in a tensor's name: the builder adds suffixes for what a module is made of, and numbers."""
+    tensor = tensor.partition("#")[0]
     for suffix in (".windows", ".flat", ".sign"):
         tensor = tensor.removesuffix(suffix)
-    return tensor.partition("#")[0]
+    return tensor
 
 
 def estimate_network(qmodel: GraphModule, example: Tensor, target: Target) -> Estimate:

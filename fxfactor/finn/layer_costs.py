@@ -1,7 +1,7 @@
 """What FINN's hardware layers for one convolution or linear layer cost, without building a network around them.
 
 `chains` writes down the layers that FINN makes of a convolution (padding, window generator, matrix or depthwise unit,
-thresholds, one set per branch of a grouped convolution); `price` asks FINN's own cost functions for all of them at once.
+thresholds; a grouped convolution in any of its forms); `price` asks FINN's own cost functions for all of them at once.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fxfactor.errors import FinnError
+from fxfactor.finn.integer.builder import GROUPED
+from fxfactor.finn.integer.forms import FORMS, Form
 from fxfactor.finn.process.start import COST_WORKER, events, explain
 from fxfactor.finn.target import Target
 from fxfactor.quantization.levels import integer_range
@@ -67,48 +69,147 @@ def datatype(bits: int, signed: bool = True) -> str:
     return f"{'INT' if signed else 'UINT'}{bits}"
 
 
-def chains(layer: Geometry, weight_bits: int, input_type: str, accumulator_bits: int) -> Iterator[Chain]:
+def chains(
+    layer: Geometry, weight_bits: int, input_type: str, accumulator_bits: int, form: Form = "block"
+) -> Iterator[Chain]:
     """The hardware layers of a convolution or linear layer, each as often as FINN builds it.
 
-    A grouped convolution is its branches, as `fxfactor.passes.LegalizeForFinn` splits it; one with as many groups as
-    channels is depthwise. Splitting and joining streams costs nothing in FINN's estimates.
+    `form` says how a grouped convolution is built: see `fxfactor.finn.integer.grouped`.
     """
-    depthwise = layer.groups == layer.in_channels > 1
-    branches = layer.out_channels // layer.in_channels if depthwise else layer.groups
-    channels = layer.in_channels if depthwise else layer.in_channels // layer.groups
     accumulator = datatype(accumulator_bits)
-    for _ in range(branches):
-        windows: list[Node] = []
-        if any(layer.padding):
-            yield (_padding(layer, channels, input_type),)
-        if layer.kernel != (1, 1) or layer.stride != (1, 1):
-            windows.append(_windows(layer, channels, depthwise, input_type))
-        common = {
-            "ActVal": 0,
-            "inputDataType": input_type,
-            "weightDataType": datatype(weight_bits),
-            "outputDataType": accumulator,
-            "accDataType": accumulator,
-            "noActivation": 1,
-        }
-        if depthwise:
-            unit = _node("VVAU", PE=1, Channels=channels, Dim=layer.out_size, Kernel=layer.kernel, **common)
-            yield (*windows, unit)
-            continue
-        yield from ((node,) for node in windows)
-        yield (
-            _node(
-                "MVAU",
-                PE=1,
-                SIMD=1,
-                MW=layer.fan_in,
-                MH=layer.out_channels // layer.groups,
-                binaryXnorMode=0,
-                mem_mode="internal_decoupled",
-                numInputVectors=(1, *layer.out_size),
-                **common,
-            ),
-        )
+    common = {
+        "ActVal": 0,
+        "inputDataType": input_type,
+        "weightDataType": datatype(weight_bits),
+        "outputDataType": accumulator,
+        "accDataType": accumulator,
+        "noActivation": 1,
+    }
+    if layer.groups == 1:
+        yield from _separate(layer, layer.in_channels, input_type)
+        yield (_matrix_unit(layer, common),)
+    elif form == "block":
+        *before, windows = _separate(layer, layer.in_channels, input_type, layer.kernel != (1, 1)) or [()]
+        if layer.kernel == (1, 1) and windows:  # not depthwise, so folded by itself
+            before, windows = [*before, windows], ()
+        yield from before
+        yield (*windows, _block(layer, common))
+    elif layer.groups == layer.in_channels:
+        multiplier = layer.out_channels // layer.in_channels
+        for _ in range(multiplier):
+            *before, windows = _separate(layer, layer.in_channels, input_type, True, always=True)
+            yield from before
+            yield (
+                *windows,
+                _node("VVAU", PE=1, Channels=layer.in_channels, Dim=layer.out_size, Kernel=layer.kernel, **common),
+            )
+        if multiplier > 1:
+            yield (_concatenation(layer, multiplier, accumulator),)
+    else:
+        yield from _groups_one_by_one(layer, common, form)
+
+
+def _groups_one_by_one(layer: Geometry, common: dict[str, Any], form: Form) -> Iterator[Chain]:
+    """A matrix unit for each group, behind one window generator ("split") or one each ("branches")."""
+    input_type, per_group = common["inputDataType"], layer.in_channels // layer.groups
+    height, width = layer.out_size
+    positions = math.prod(layer.kernel)
+    if form == "split" and (before := _separate(layer, layer.in_channels, input_type)):
+        yield from before
+        yield (_reshape((height, width, positions * layer.in_channels), (height, width * positions, layer.in_channels),
+                        input_type),)  # fmt: skip
+        yield (_splitting(layer, (height, width * positions), input_type),)
+        for _ in range(layer.groups):
+            yield (
+                _reshape((height, width * positions, per_group), (height, width, positions * per_group), input_type),
+            )
+    else:
+        yield (_splitting(layer, layer.size, input_type),)
+        for _ in range(layer.groups):
+            yield from _separate(layer, per_group, input_type)
+    for _ in range(layer.groups):
+        yield (_matrix_unit(layer, common),)
+    yield (_concatenation(layer, layer.groups, common["accDataType"]),)
+
+
+def _separate(
+    layer: Geometry, channels: int, input_type: str, depthwise: bool = False, always: bool = False
+) -> list[Chain]:
+    """Padding and window generator, where there are any."""
+    found: list[Chain] = []
+    if any(layer.padding):
+        found.append((_padding(layer, channels, input_type),))
+    if layer.kernel != (1, 1) or layer.stride != (1, 1) or any(layer.padding) or always:
+        found.append((_windows(layer, channels, depthwise, input_type),))
+    return found
+
+
+def _matrix_unit(layer: Geometry, common: dict[str, Any]) -> Node:
+    return _node(
+        "MVAU",
+        PE=1,
+        SIMD=1,
+        MW=layer.fan_in,
+        MH=layer.out_channels // layer.groups,
+        binaryXnorMode=0,
+        mem_mode="internal_decoupled",
+        numInputVectors=(1, *layer.out_size),
+        **common,
+    )
+
+
+def _block(layer: Geometry, common: dict[str, Any]) -> Node:
+    _, attributes = _matrix_unit(layer, common)
+    return _node(GROUPED, Groups=layer.groups, Kernel=layer.kernel, **dict(attributes))
+
+
+def _splitting(layer: Geometry, size: tuple[int, ...], input_type: str) -> Node:
+    return _node(
+        "StreamingSplit",
+        SIMD=1,
+        ChannelsPerStream=(layer.in_channels // layer.groups,) * layer.groups,
+        inputDataType=input_type,
+        numInputVectors=(1, *size),
+    )
+
+
+def _concatenation(layer: Geometry, parts: int, accumulator: str) -> Node:
+    return _node(
+        "StreamingConcat",
+        SIMD=1,
+        ChannelsPerStream=(layer.out_channels // parts,) * parts,
+        inputDataTypes=(accumulator,) * parts,
+        numInputVectors=(1, *layer.out_size),
+    )
+
+
+def _reshape(before: tuple[int, ...], after: tuple[int, ...], input_type: str) -> Node:
+    return _node("Reshape", PE=1, inp_shape=(1, *before), out_shape=(1, *after), dtype=input_type)
+
+
+def forms_of(layer: Geometry) -> tuple[Form, ...]:
+    """The forms that a grouped convolution can take."""
+    return ("block", "branches") if layer.groups == layer.in_channels else FORMS
+
+
+def cheapest(forms: Mapping[Form, Prices], target: Target) -> Form:
+    """The form that takes the smallest share of the board among those fast enough; the fastest where none is.
+
+    The share is the sum over LUTs, block RAMs and DSPs, each as a part of what the board has.
+    """
+    has = {"lut": target.available.lut, "bram": target.available.bram18, "dsp": target.available.dsp}
+
+    def rank(form: Form) -> tuple[float, float]:
+        prices = forms[form]
+        return max(prices["cycles"], target.cycles), sum(prices[name] / count for name, count in has.items())
+
+    return min(forms, key=rank)
+
+
+def total(wanted: Sequence[Chain], prices: Mapping[Chain, Prices]) -> Prices:
+    """Sums of LUTs, block RAMs and DSPs over chains, and the most cycles among them."""
+    sums = {name: sum(prices[chain][name] for chain in wanted) for name in ("lut", "bram", "dsp")}
+    return {**sums, "cycles": max(prices[chain]["cycles"] for chain in wanted)}
 
 
 def thresholds(channels: int, size: tuple[int, ...], width: int, bits: int, signed: bool) -> Chain:

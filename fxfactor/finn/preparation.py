@@ -16,6 +16,9 @@ import onnx
 
 from fxfactor.errors import FinnError
 from fxfactor.finn.estimation import Job, Progress
+from fxfactor.finn.integer.builder import GROUPED
+from fxfactor.finn.integer.forms import Form
+from fxfactor.finn.process.start import WORKER
 from fxfactor.finn.process.worker import VERSION
 from fxfactor.finn.result import Estimate
 from fxfactor.finn.target import Target
@@ -43,6 +46,15 @@ STEPS = (
 UPSTREAM = {"step_minimize_bit_width_initial": None}
 """Step of FINN+ -> what it is called in FINN (Xilinx/finn), None where FINN has no such step."""
 
+GROUPED_MVAU = WORKER.with_name("grouped_mvau.py")
+"""The file of the hardware layer of our own, which needs nothing of fxfactor."""
+
+FINN_FOLDER = "$::env(FINN_FOLDER)"
+"""How a Tcl script is told where FINN lies."""
+
+SOURCES = (".v", ".sv", ".vh", ".cpp", ".h", ".hpp", ".tcl", ".sh", ".txt", ".json")
+"""Files of code generation that are text and may name folders."""
+
 TEMPLATES = ("build_finn_plus.yaml", "build_finn.py", "README.md")
 """Files of the build, as templates/NAME.txt."""
 
@@ -65,6 +77,7 @@ def prepare(
     target_fps: int = 1000,
     clock_ns: float = 5.0,
     *,
+    grouped: Form | None = None,
     verify: Any = None,
     python: str | Path | None = None,
     timeout_s: float = 3600.0,
@@ -76,7 +89,8 @@ def prepare(
     Before: a QONNX file. After, in `folder`: model.onnx (the network in integers), build_finn_plus.yaml and build_finn.py
     (build configurations that start from it), folding.json, input.npy and expected_output.npy (one image in integers and
     what has to come out), scales.json (what the integers stand for), generated/ (HLS and RTL sources of every layer, as
-    FINN's step_hw_codegen writes them), estimate.json and README.md. With `verify` the sample is its first image.
+    FINN's step_hw_codegen writes them), estimate.json and README.md; grouped_mvau.py, the hardware layer of our own, where a
+    grouped convolution is one block. With `verify` the sample is its first image.
 
     `folder` must not exist, or be empty; it appears whole or not at all. The other arguments, and what is raised, are as
     in `fxfactor.finn.estimate`.
@@ -85,11 +99,13 @@ def prepare(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FinnError(f"required: a new or empty folder; found: {target} is in use; choose another")
     wanted = Target(board, clock_ns, target_fps, python)
-    job = Job(Path(file), wanted, verify, timeout_s=timeout_s, cache=cache, progress=progress, generate=True)
+    job = Job(
+        Path(file), wanted, verify, timeout_s=timeout_s, cache=cache, progress=progress, generate=True, grouped=grouped
+    )
     target.parent.mkdir(parents=True, exist_ok=True)
     with job.folder() as running, tempfile.TemporaryDirectory(prefix=".prepare-", dir=target.parent) as draft:
         outcome = job.run(running)
-        estimate, generated = outcome.estimate(), outcome.generated or {}
+        estimate, has_blocks = outcome.estimate(), _has_blocks(outcome.network.model)
         new = Path(draft) / "new"
         new.mkdir()
         onnx.save(outcome.network.model, str(new / "model.onnx"))
@@ -99,21 +115,36 @@ def prepare(
             np.save(new / "expected_output.npy", images["outputs"][:1].astype(np.float32))
         (new / "scales.json").write_text(json.dumps(outcome.network.notes, indent=1) + "\n")
         (new / "estimate.json").write_text(estimate.to_json())
-        _copy_sources(generated, new / "generated")
-        for name, text in _texts(estimate, len(generated)).items():
+        _copy_sources(outcome.generated, outcome.finn, new / "generated")
+        if has_blocks:
+            shutil.copy(GROUPED_MVAU, new / GROUPED_MVAU.name)
+        for name, text in _texts(estimate, len(outcome.generated), has_blocks).items():
             (new / name).write_text(text)
         if target.exists():
             target.rmdir()
         new.rename(target)
-    return Prepared(target, len(generated), estimate)
+    return Prepared(target, len(outcome.generated), estimate)
 
 
-def _copy_sources(folders: Mapping[str, str], target: Path) -> None:
+def _has_blocks(model: onnx.ModelProto) -> bool:
+    return any(node.op_type == GROUPED for node in model.graph.node)
+
+
+def _copy_sources(folders: Mapping[str, str], finn: str, target: Path) -> None:
+    """Copy the layers' folders; where sources name them or FINN's own folder, say where these are on any machine."""
     for layer, folder in folders.items():
         shutil.copytree(folder, target / layer)
+    places = {folder: f"generated/{layer}" for layer, folder in folders.items()} | {finn: FINN_FOLDER}
+    for file in target.rglob("*"):
+        if file.suffix in SOURCES:
+            text = file.read_text()
+            for place, name in places.items():
+                text = text.replace(place, name)
+            file.write_text(text)
 
 
-def _texts(estimate: Estimate, generated: int) -> dict[str, str]:
+def _texts(estimate: Estimate, generated: int, has_blocks: bool) -> dict[str, str]:
+    blocks = ("grouped_mvau.step_register_mvau_grouped",) if has_blocks else ()
     flow = "VITIS_ALVEO" if estimate.board in ALVEO else "VIVADO_ZYNQ"
     values = {
         "board": estimate.board,
@@ -124,8 +155,25 @@ def _texts(estimate: Estimate, generated: int) -> dict[str, str]:
         "version": VERSION,
         "generated": generated,
         "fps": f"{estimate.fps:,.0f}",
-        "plus_steps": "\n".join(f"  - {step}" for step in STEPS),
+        "plus_steps": "\n".join(f"  - {step}" for step in (*blocks, *STEPS)),
+        "import": "from grouped_mvau import step_register_mvau_grouped\n" if has_blocks else "",
+        "first": "    step_register_mvau_grouped,\n" if has_blocks else "",
+        "row": _ROW if has_blocks else "",
+        "blocks": _BLOCKS.format(version=VERSION) if has_blocks else "",
         "steps": "\n".join(f'    "{name}",' for name in (UPSTREAM.get(step, step) for step in STEPS) if name),
     }
     templates = {name: files("fxfactor.finn") / "templates" / f"{name}.txt" for name in TEMPLATES}
     return {name: template.read_text(encoding="utf-8").format(**values) for name, template in templates.items()}
+
+
+_ROW = """\
+| grouped_mvau.py | the hardware layer MVAUGrouped: a grouped convolution as one block, with FINN's own RTL |
+"""
+
+_BLOCKS = """
+The network has grouped convolutions that are one block each, a layer that FINN does not have: grouped_mvau.py. Both builds import
+it in their first step, step_register_mvau_grouped, from this folder: keep the file beside them. In a script of your own,
+`import grouped_mvau` before FINN reads model.onnx, and make step_register_mvau_grouped the first step, since FINN+ starts
+processes that have to know the layer too. It was written for FINN+ {version} and not tried with FINN (Xilinx/finn), whose
+matrix unit it extends; `grouped="split"` of fxfactor.finn.prepare makes a network of FINN's own layers only.
+"""

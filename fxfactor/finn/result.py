@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from fxfactor.finn.boards import Resources
+from fxfactor.finn.integer.forms import Form
 from fxfactor.rich_table import new_table
 
 if TYPE_CHECKING:
@@ -53,11 +54,21 @@ class Step:
 
 
 @dataclass(frozen=True)
+class GroupedForm:
+    """A grouped convolution, the form that it took ("block", "split" or "branches"), and why."""
+
+    site: str
+    form: Form
+    why: str
+
+
+@dataclass(frozen=True)
 class Estimate:
     """What FINN estimates for one network on one board; print it with rich, or read the fields.
 
     `available` is what the board has, None for a part that is not in `fxfactor.finn.boards`. `software` names what FINN
-    left out of the hardware, `floating` the hardware layers that touch floating point: both should be empty.
+    left out of the hardware, `floating` the hardware layers that touch floating point: both should be empty. `grouped` says
+    in which form each grouped convolution went, and why.
     """
 
     board: str
@@ -73,6 +84,7 @@ class Estimate:
     floating: tuple[str, ...]
     steps: tuple[Step, ...]
     seconds: float
+    grouped: tuple[GroupedForm, ...] = ()
 
     @property
     def bottleneck(self) -> HardwareLayer:
@@ -127,6 +139,15 @@ class Estimate:
             table.add_row("used", *(f"{share:.0%}" for share in self.shares.values()), "", "")
         return table
 
+    def forms(self) -> Table:
+        """One row per grouped convolution: its form, and what each form costs."""
+        table = new_table(title="Grouped convolutions")
+        for name in ("site", "form", "why"):
+            table.add_column(name)
+        for layer in self.grouped:
+            table.add_row(layer.site, layer.form, layer.why)
+        return table
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The table, then what was checked and what is left to see to."""
         yield self.table()
@@ -135,6 +156,8 @@ class Estimate:
             yield f"[red]Left in software: {', '.join(self.software)}[/red]"
         if self.floating:
             yield f"[red]Floating point in hardware: {', '.join(self.floating)}[/red]"
+        if self.grouped:
+            yield self.forms()
         yield self._checked()
 
     def _checked(self) -> str:

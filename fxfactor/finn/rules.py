@@ -11,7 +11,7 @@ from dataclasses import dataclass
 INPUT = "the network starts with a quantizer of one scale, which says what integers come in"
 QUANTIZED = "every tensor that enters a convolution, linear layer or pooling is quantized"
 WEIGHTS = "the weights of every convolution and linear layer are quantized with zero point 0"
-GROUPS = "a convolution has 1 group, or as many groups as input and as output channels"
+GROUPED_ORDER = "the channels of a group lie side by side"
 JOIN = "tensors that meet in an addition carry the same scale"
 ZERO_POINT = "activations and weights have zero point 0"
 BITS = "activations have 1 to 8 bits"
@@ -28,10 +28,6 @@ LINEAR_INPUT = "a linear layer works on a flat tensor (N, features)"
 ONE_OUTPUT = "the network has one input and one output"
 SPLIT = "channels are split with torch.split and explicit sizes"
 EXPORT = "the network exports to QONNX"
-BRANCHES = "a convolution is split into at most 16 branches"
-
-MOST_BRANCHES = 16
-"""Branches of one split convolution from which on its streams cost more than the smaller convolutions save."""
 
 REMEDIES = {
     "Add": "quantize both tensors with one shared quantizer before the addition",

@@ -8,8 +8,7 @@ streams, pooling) is what FINN's estimate of a whole network has beyond the sum 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, cast
@@ -20,7 +19,19 @@ from torch.fx import GraphModule, Node
 
 from fxfactor.errors import PreconditionError
 from fxfactor.finn.estimation import estimate_network
-from fxfactor.finn.layer_costs import Chain, Geometry, Prices, chains, datatype, price, thresholds
+from fxfactor.finn.integer.forms import Form
+from fxfactor.finn.layer_costs import (
+    Chain,
+    Geometry,
+    Prices,
+    chains,
+    cheapest,
+    datatype,
+    forms_of,
+    price,
+    thresholds,
+    total,
+)
 from fxfactor.finn.target import Target
 from fxfactor.graph.dataflow import is_average_pooling, is_join, tensor_inputs
 from fxfactor.graph.questions import Site, is_quantizer, module_of, shape_of, sites
@@ -36,6 +47,9 @@ from fxfactor.recipe import transform
 
 SUMMED = ("lut", "bram", "dsp")
 _MOST_ATTEMPTS = 8
+
+Forms = Mapping[Form, tuple[Chain, ...]]
+"""The hardware layers of one layer, in each form that it can take; "block" where there is but one."""
 
 
 def board_limits(budget: Budget, whole: Mapping[str, float], target: Target) -> dict[str, float]:
@@ -56,16 +70,25 @@ def target_of(board: str, clock_ns: float, target_fps: int, cycles: float | None
 def price_space(graph: GraphModule, space: Space, target: Target, join_bits: int) -> Space:
     """The space with FINN's costs of every choice. Raises PreconditionError on layers that FINN has no unit for."""
     layers = HardwareLayers(graph, join_bits)
-    parts: dict[tuple[str, Shape, LayerPlan], Counter[Chain]] = {}
+    parts: dict[tuple[str, Shape, LayerPlan], list[Forms]] = {}
     for name in space.shapes:
         for shape, layer in space.layers(name):
-            parts[name, shape, layer] = Counter(layers.chains(name, shape, layer))
-    prices = price([chain for counts in parts.values() for chain in counts], target)
+            parts[name, shape, layer] = list(layers.parts(name, shape, layer))
+    prices = price([chain for part in parts.values() for chain in chains_in(part)], target)
     hardware: dict[tuple[str, Shape, LayerPlan], Prices] = {}
-    for key, counts in parts.items():
-        sums = {each: sum(count * prices[chain][each] for chain, count in counts.items()) for each in SUMMED}
-        hardware[key] = {**sums, "cycles": max(prices[chain]["cycles"] for chain in counts)}
+    for key, part in parts.items():
+        hardware[key] = total([chain for forms in part for chain in cheapest_chains(forms, prices, target)], prices)
     return replace(space, hardware=hardware, whole={**space.whole, **board_has(target)})
+
+
+def chains_in(part: Iterable[Forms]) -> Iterator[Chain]:
+    """Every chain that may be asked for."""
+    return (chain for forms in part for chains in forms.values() for chain in chains)
+
+
+def cheapest_chains(forms: Forms, prices: Mapping[Chain, Prices], target: Target) -> tuple[Chain, ...]:
+    """The hardware layers of the form that `fxfactor.finn.estimate` would take."""
+    return forms[cheapest({form: total(chains, prices) for form, chains in forms.items()}, target)]
 
 
 def estimate_plan(model: nn.Module, plan: Plan, example: Tensor, target: Target) -> Prices:
@@ -157,8 +180,8 @@ class HardwareLayers:
             if maker in self.geometries:
                 self.after.setdefault(maker, []).append(node)
 
-    def chains(self, name: str, shape: Shape, layer: LayerPlan) -> Iterator[Chain]:
-        """The hardware layers of a choice, with the thresholds that are counted there."""
+    def parts(self, name: str, shape: Shape, layer: LayerPlan) -> Iterator[Forms]:
+        """The hardware layers of a choice, with the thresholds that are counted there; each in all its forms."""
         whole, weight_bits, bits = self.geometries[name], layer.weight_bits, layer.activation_bits
         if weight_bits is None or bits is None:
             raise PreconditionError(f"{name!r}: FINN computes in integers; give bits, not None, with a board")
@@ -166,18 +189,21 @@ class HardwareLayers:
         signed = _is_signed(node)
         entering = self._width_before(node, weight_bits, bits)
         if entering is not None and self.before[node] == name:
-            yield _thresholds(shape_of(node)[1], shape_of(node)[2:], entering, bits, signed)
+            yield {"block": (_thresholds(shape_of(node)[1], shape_of(node)[2:], entering, bits, signed),)}
         first = whole
         if shape.groups is not None:
             first, whole = _factors(whole, shape)
             middle = self._width(name, first, weight_bits, bits, signed)
-            yield from chains(first, weight_bits, datatype(bits, signed), middle)
-            yield _thresholds(first.out_channels, first.out_size, middle, bits, True)
+            yield _in_all_forms(first, weight_bits, datatype(bits, signed), middle)
+            yield {"block": (_thresholds(first.out_channels, first.out_size, middle, bits, True),)}
             signed = True
         width = self._width(name, whole, weight_bits, bits, signed)
-        yield from chains(whole, weight_bits, datatype(bits, signed), width)
+        yield _in_all_forms(whole, weight_bits, datatype(bits, signed), width)
         for behind in self.after.get(name, ()):
-            yield _thresholds(shape_of(behind)[1], shape_of(behind)[2:], width, self.join_bits, _is_signed(behind))
+            shape_behind = shape_of(behind)
+            yield {
+                "block": (_thresholds(shape_behind[1], shape_behind[2:], width, self.join_bits, _is_signed(behind)),)
+            }
 
     def _width(self, name: str, layer: Geometry, weight_bits: int, bits: int, signed: bool) -> int:
         """Bits of the sums, as FINN makes them just wide enough for the weights at hand (factors: for like weights)."""
@@ -224,6 +250,12 @@ class HardwareLayers:
             if name is not None:
                 return name
         return None
+
+
+def _in_all_forms(layer: Geometry, weight_bits: int, input_type: str, accumulator_bits: int) -> Forms:
+    """A layer that is not grouped has one form."""
+    forms: tuple[Form, ...] = ("block",) if layer.groups == 1 else forms_of(layer)
+    return {form: tuple(chains(layer, weight_bits, input_type, accumulator_bits, form)) for form in forms}
 
 
 def _thresholds(channels: int, size: tuple[int, ...], width: int, bits: int, signed: bool) -> Chain:

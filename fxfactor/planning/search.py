@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 LEVELS: tuple[Level, ...] = (*range(7), "depthwise")
 BITS = (2, 3, 4, 5, 6, 8)
-MOST_BRANCHES = 16
 """For FINN: groups of a convolution that is not depthwise, at most. FINN gets each as a convolution of its own."""
 
 
@@ -50,7 +49,6 @@ def search(
     keep: Iterable[str] = (),
     measure: Measure | Sequence[Measure] = ("both", "output", "weighted"),
     images: int = 512,
-    finn: bool = False,
     board: str | None = None,
     clock_ns: float = 5.0,
     target_fps: int = 1000,
@@ -70,7 +68,7 @@ def search(
     program finds by it. Of several each gives one, others are added (`fxfactor.planning.plans`), and the one whose network,
     made and run on the images, is closest to the original is returned.
 
-    finn: no grouped convolution of more than 16 groups, unless it is depthwise. board: a name of `fxfactor.finn.BOARDS`,
+    board: a name of `fxfactor.finn.BOARDS`,
     for budgets in lut, bram, dsp and cycles. Every choice is then priced by FINN's own cost functions, folded to
     `target_fps` frames per second at a clock of `clock_ns` nanoseconds (or to the budget's cycles), and the plan is within
     what the board has and within the budget, as `fxfactor.finn.estimate` counts the whole network. `python`: the
@@ -93,7 +91,6 @@ def search(
         widths,
         boundary_bits,
         keep,
-        MOST_BRANCHES if finn or target else None,
     )
     if space.weight_bits and all(
         each == (None,) for each in (*space.weight_bits.values(), *space.activation_bits.values())

@@ -91,13 +91,11 @@ def space_of(
     widths: Sequence[float] = (1,),
     boundary_bits: Bits = 8,
     keep: Iterable[str] = (),
-    most_branches: int | None = None,
 ) -> Space:
     """Lay out the space of a search on a captured graph.
 
     levels: their groups are the shapes to choose from, one piece is always among them. widths: mid / C_in of the
-    factors. boundary_bits: bits of the first and the last layer, None to let the search choose. most_branches: FINN
-    splits a grouped convolution into that many dense ones at most; depthwise ones stay whole.
+    factors. boundary_bits: bits of the first and the last layer, None to let the search choose.
     """
     known = sites(graph)
     kept = kept_sites(graph, keep)
@@ -113,7 +111,7 @@ def space_of(
     shapes, macs, weights = {}, {}, {}
     costs = {layer.path: layer for layer in cost(graph).layers}
     for index, (name, site) in enumerate(known.items()):
-        found = [Shape()] if name in kept else [Shape(), *_shapes(site, levels, widths, index == 0, most_branches)]
+        found = [Shape()] if name in kept else [Shape(), *_shapes(site, levels, widths, index == 0)]
         shapes[name] = tuple(dict.fromkeys(found))
         macs[name] = {shape: _macs(costs[name].macs, site, shape) for shape in shapes[name]}
         weights[name] = {shape: _weights(site, shape) for shape in shapes[name]}
@@ -149,9 +147,7 @@ def _bits(given: Sequence[Bits] | None, both: Sequence[Bits], what: str) -> tupl
     return tuple(sorted(set(chosen), key=lambda each: each or FLOAT_BITS))
 
 
-def _shapes(
-    site: Site, levels: Iterable[Level], widths: Sequence[float], first: bool, most_branches: int | None
-) -> Iterator[Shape]:
+def _shapes(site: Site, levels: Iterable[Level], widths: Sequence[float], first: bool) -> Iterator[Shape]:
     conv: Any = site.modules[0]
     for level in levels:
         for width in widths:
@@ -159,8 +155,7 @@ def _shapes(
             if isinstance(shape, str):
                 continue
             groups, mid = shape
-            if most_branches is None or not most_branches < groups < conv.in_channels:
-                yield Shape(groups, None if mid == conv.in_channels else mid)
+            yield Shape(groups, None if mid == conv.in_channels else mid)
 
 
 def _macs(in_one_piece: int, site: Site, shape: Shape) -> int:

@@ -95,7 +95,7 @@ if __name__ == "__main__":
     import os
 
     os.environ["FINN_BUILD_DIR"] = sys.argv[3]
-    location = Path(__file__).parents[2] / "fxfactor" / "finn" / "worker.py"
+    location = Path(__file__).parents[2] / "fxfactor" / "finn" / "process" / "worker.py"
     specification = importlib.util.spec_from_file_location("worker", location)
     assert specification is not None and specification.loader is not None
     worker = importlib.util.module_from_spec(specification)

@@ -12,9 +12,17 @@ from networks import ResidualNet, randomized
 
 import fxfactor
 from fxfactor import Budget, FinnError, Plan, PreconditionError
+from fxfactor.finn.integer.forms import Form
 from fxfactor.finn.layer_costs import Geometry, chains, price, thresholds
 from fxfactor.finn.target import Target
-from fxfactor.planning.board import HardwareLayers, board_limits, estimate_plan, price_space
+from fxfactor.planning.board import (
+    HardwareLayers,
+    board_limits,
+    chains_in,
+    cheapest_chains,
+    estimate_plan,
+    price_space,
+)
 from fxfactor.planning.plans import best_plan
 from fxfactor.planning.sensitivity import measure_errors
 from fxfactor.planning.space import Shape, space_of
@@ -22,8 +30,8 @@ from fxfactor.planning.space import Shape, space_of
 CONV = Geometry(16, 32, 1, (8, 8), (3, 3), (1, 1), (1, 1, 1, 1))
 
 
-def _kinds(layer: Geometry) -> list[tuple[str, ...]]:
-    return [tuple(kind for kind, _ in chain) for chain in chains(layer, 4, "UINT4", 12)]
+def _kinds(layer: Geometry, form: Form = "block") -> list[tuple[str, ...]]:
+    return [tuple(kind for kind, _ in chain) for chain in chains(layer, 4, "UINT4", 12, form)]
 
 
 def _images() -> list[torch.Tensor]:
@@ -36,10 +44,16 @@ def test_the_hardware_layers_of_a_convolution() -> None:
     assert _kinds(Geometry(64, 10)) == [unit]
     assert _kinds(Geometry(16, 32, 1, (8, 8))) == [unit]
     assert _kinds(Geometry(16, 32, 1, (8, 8), stride=(2, 2))) == [windows, unit]
-    assert _kinds(replace(CONV, groups=4)) == [padding, windows, unit] * 4
-    depthwise = ("ConvolutionInputGenerator", "VVAU")
-    assert _kinds(replace(CONV, groups=16, out_channels=16)) == [padding, depthwise]
-    assert _kinds(replace(CONV, groups=16)) == [padding, depthwise] * 2
+    grouped, depthwise = replace(CONV, groups=4), ("ConvolutionInputGenerator", "VVAU")
+    block = ("ConvolutionInputGenerator", "MVAUGrouped")
+    assert _kinds(grouped) == _kinds(replace(CONV, groups=16)) == [padding, block]
+    assert _kinds(replace(grouped, kernel=(1, 1), padding=(0, 0, 0, 0))) == [("MVAUGrouped",)]
+    assert _kinds(replace(grouped, kernel=(1, 1), stride=(2, 2))) == [padding, windows, ("MVAUGrouped",)]
+    split, joined, reshape = ("StreamingSplit",), ("StreamingConcat",), ("Reshape",)
+    assert _kinds(grouped, "branches") == [split, *[padding, windows] * 4, *[unit] * 4, joined]
+    assert _kinds(grouped, "split") == [padding, windows, reshape, split, *[reshape] * 4, *[unit] * 4, joined]
+    assert _kinds(replace(CONV, groups=16, out_channels=16), "branches") == [padding, depthwise]
+    assert _kinds(replace(CONV, groups=16), "branches") == [*[padding, depthwise] * 2, joined]
 
 
 def test_sizes_and_fan_in() -> None:
@@ -87,8 +101,12 @@ def test_sites_cost_what_finn_estimates_for_them_in_the_whole_network(board: str
     fxfactor.export(made, tmp_path / "model.onnx", target="finn")
     whole = fxfactor.finn.estimate(tmp_path / "model.onnx", board, 20_000, cache=tmp_path)
     layers = HardwareLayers(graph, 8)
-    parts = {name: list(layers.chains(name, Shape(x.groups, x.mid), x)) for name, x in plan.layers.items()}
-    prices = price([chain for counts in parts.values() for chain in counts], target)
+    every = {name: list(layers.parts(name, Shape(x.groups, x.mid), x)) for name, x in plan.layers.items()}
+    prices = price([chain for part in every.values() for chain in chains_in(part)], target)
+    parts = {
+        name: [chain for forms in part for chain in cheapest_chains(forms, prices, target)]
+        for name, part in every.items()
+    }
     for name, counts in parts.items():  # thresholds carry the names of other nodes in FINN's report
         mine = [prices[chain] for chain in counts if chain[-1][0] != "Thresholding"]
         there = [each for each in whole.layers if each.site.startswith(name)]
@@ -98,7 +116,7 @@ def test_sites_cost_what_finn_estimates_for_them_in_the_whole_network(board: str
         assert max(each["cycles"] for each in mine) == max(each.cycles for each in there)
         assert sum(each["lut"] for each in mine) == pytest.approx(sum(each.resources.lut for each in there), rel=0.03)
     total = sum(prices[chain]["lut"] for counts in parts.values() for chain in counts)
-    assert total == pytest.approx(whole.total.lut, rel=0.25)  # thresholds are as wide as the sums that bits allow
+    assert total == pytest.approx(whole.total.lut, rel=0.3)  # thresholds are as wide as the sums that bits allow
 
 
 @pytest.mark.slow
@@ -125,7 +143,7 @@ def test_a_searched_plan_is_within_the_budget_as_finn_estimates_it() -> None:
 def test_for_resnet20_the_answer_differs_by_board(realdata: Any) -> None:
     model, images = realdata.cifar_resnet(20).eval(), realdata.cifar10("train")[0][:32]
     graph = fxfactor.capture(model, images[:1]).eval()
-    space = space_of(graph, (*range(7), "depthwise"), (2, 3, 4, 5, 6, 8), most_branches=16)
+    space = space_of(graph, (*range(7), "depthwise"), (2, 3, 4, 5, 6, 8))
     errors = measure_errors(graph, [images], space)
     plans = {}
     for board in ("Pynq-Z2", "ZCU104"):

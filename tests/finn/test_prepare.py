@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,6 +66,78 @@ def _read_with_finn(folder: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.finn
+def test_a_build_with_blocks_ships_their_layer(write: Write, tmp_path: Path, cache: Path) -> None:
+    folder = tmp_path / "build"
+    prepared = fxfactor.finn.prepare(folder, write(build(TAKEN["grouped"])), grouped="block", cache=cache)
+    assert [layer.form for layer in prepared.estimate.grouped] == ["block"]
+    assert "grouped_mvau.py" in (folder / "README.md").read_text()
+    assert (folder / "generated" / "MVAUGrouped_rtl_0" / "memblock.dat").is_file()
+    assert json.loads((folder / "folding.json").read_text())["MVAUGrouped_rtl_0"]["PE"] >= 1
+    code = (folder / "build_finn.py").read_text()
+    compile(code, "build_finn.py", "exec")
+    assert "STEPS = [\n    step_register_mvau_grouped,\n" in code
+    memory = (folder / "generated" / "MVAUGrouped_rtl_0" / "MVAUGrouped_rtl_0_memstream_wrapper.v").read_text()
+    assert 'INIT_FILE = "generated/MVAUGrouped_rtl_0/memblock.dat"' in memory
+    done = _in_python(folder, _BUILD)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.finn
+def test_sources_name_no_folder_of_this_machine(write: Write, tmp_path: Path, cache: Path) -> None:
+    import finn
+
+    file = write(build(TAKEN["average pool 2x2"]))
+    fxfactor.finn.prepare(tmp_path / "build", file, grouped="block", cache=cache)
+    places = [str(cache), str(tmp_path), next(iter(finn.__path__))]
+    for source in (tmp_path / "build" / "generated").rglob("*"):
+        if source.is_file() and source.suffix != ".npy":
+            text = source.read_text()
+            assert not [place for place in places if place in text], source
+    scripts = [script.read_text() for script in (tmp_path / "build" / "generated").rglob("*.tcl")]
+    assert any('"generated/' in text and "$::env(FINN_FOLDER)/" in text for text in scripts)
+
+
+_BUILD = """
+import multiprocessing, os
+os.environ.setdefault("XILINX_VIVADO", "/nonexistent/Vivado/2024.2")
+import finn.xsi
+finn.xsi.SimEngine = object
+from finn.builder.build_dataflow import resolve_build_steps
+from finn.builder.build_dataflow_config import DataflowBuildConfig
+from qonnx.core.modelwrapper import ModelWrapper
+from qonnx.custom_op.registry import getCustomOp
+from qonnx.transformation.base import NodeLocalTransformation
+
+class Ask(NodeLocalTransformation):
+    def applyNodeLocal(self, node):
+        if node.op_type == "MVAUGrouped":
+            getCustomOp(node).get_normal_output_shape()
+        return node, False
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("spawn", force=True)  # as FINN+ does
+    config = DataflowBuildConfig.from_yaml(open("build_finn_plus.yaml").read())
+    first = resolve_build_steps(config)[0]
+    model = first(ModelWrapper("model.onnx"), config)
+    assert "MVAUGrouped" in [node.op_type for node in model.graph.node]
+    model.transform(Ask(num_workers=2))
+"""
+"""Read the build as FINN+ does, take its first step, and ask for the layer in processes of a pool."""
+
+
+def _in_python(folder: Path, code: str) -> Any:
+    import subprocess
+
+    script = folder.parent / "asked.py"
+    script.write_text(code)
+    environment = {
+        **_environment(folder),
+        "PYTHONPATH": str(folder),
+    }  # FINN+ adds the configuration's folder to its path
+    return subprocess.run([sys.executable, str(script)], cwd=folder, capture_output=True, text=True, env=environment)
+
+
 def _environment(folder: Path) -> dict[str, str]:
     import os
 
@@ -84,9 +157,9 @@ def test_the_command_line_checks(write: Write) -> None:
     good = CliRunner().invoke(app, ["check", str(write(build(TAKEN["chain"])))])
     assert good.exit_code == 0
     assert "nothing found" in " ".join(good.output.split())
-    bad = CliRunner().invoke(app, ["check", str(write(build(REFUSED["grouped"][0])))])
+    bad = CliRunner().invoke(app, ["check", str(write(build(REFUSED["9 bits"][0])))])
     assert bad.exit_code == 1
-    assert "groups=4" in bad.output.replace("\n", "")
+    assert "9 bits" in bad.output.replace("\n", "")
 
 
 @pytest.mark.finn

@@ -99,6 +99,8 @@ def test_figures_are_those_without_the_fast_look_ups(
     slow_folder.mkdir()
     (slow_folder / "worker.py").write_text(process.WORKER.read_text())
     (slow_folder / "fast_lookups.py").write_text("def use_fast_lookups():\n    pass\n")
+    grouped = process.WORKER.with_name("grouped_mvau.py")
+    (slow_folder / grouped.name).write_text(grouped.read_text())
     monkeypatch.setattr(estimation, "WORKER", slow_folder / "worker.py")
     slow = fxfactor.finn.estimate(file, cache=tmp_path / "slow-cache")
     assert slow.layers == fast.layers
@@ -256,3 +258,97 @@ def test_lines_are_read_until_the_deadline() -> None:
     threading.Timer(0.1, lambda: (os.write(writing, b'ent": "two"}\n'), os.close(writing))).start()
     assert list(events) == [{"event": "two"}]
     os.close(reading)
+
+
+ENDS_S = 60.0
+"""Far more than a process needs to end, far less than it takes when it does not."""
+
+_LONG_STEP = """
+import importlib.util, pathlib, sys, time
+spec = importlib.util.spec_from_file_location("worker", {worker!r})
+worker = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(worker)
+def long_step():
+    pathlib.Path({started!r}).touch()
+    time.sleep(10**6)
+worker.require_finn = long_step
+worker.main(sys.argv[1:])
+"""
+"""A worker that is at one step for ever, and so never notices that nobody listens."""
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_the_worker_ends_with_who_started_it(how: signal.Signals, tmp_path: Path) -> None:
+    import json
+    import subprocess
+
+    import psutil
+
+    started, slow = tmp_path / "started", tmp_path / "slow.py"
+    slow.write_text(_LONG_STEP.format(worker=str(process.WORKER), started=str(started)))
+    (tmp_path / "request.json").write_text(json.dumps({"folder": str(tmp_path)}))
+    code = (
+        "from pathlib import Path\nfrom fxfactor.finn.process.start import events\n"
+        f"list(events(Path({str(slow)!r}), Path({str(tmp_path)!r}), None, 10**6))\n"
+    )
+    caller = subprocess.Popen([sys.executable, "-c", code])
+    while not started.exists():
+        assert caller.poll() is None
+        time.sleep(0.05)
+    workers = psutil.Process(caller.pid).children(recursive=True)
+    assert workers
+    caller.send_signal(how)
+    caller.wait()
+    _, alive = psutil.wait_procs(workers, timeout=ENDS_S)
+    for worker in alive:
+        worker.kill()
+    assert not alive
+
+
+def _rewired(file: Path) -> None:
+    """Make two nodes of a file need each other."""
+    import onnx
+
+    model = onnx.load(str(file))
+    adds = [node for node in model.graph.node if node.op_type == "BatchNormalization"]
+    adds[0].input[0] = adds[-1].output[0]
+    onnx.save(model, str(file))
+
+
+def test_a_graph_that_runs_in_a_circle(write: Write, tmp_path: Path) -> None:
+    file = write(build(TAKEN["chain"]))
+    _rewired(file)
+    with pytest.raises(
+        FinnError, match="required: a graph without circles; found: .* need each other: .*; write it again"
+    ):
+        fxfactor.finn.check(file)
+    with pytest.raises(FinnError, match="without circles"):
+        fxfactor.finn.estimate(file, cache=tmp_path / "cache")
+
+
+def test_nodes_in_another_order_are_sorted(write: Write) -> None:
+    import onnx
+
+    file = write(build(TAKEN["chain"]))
+    model = onnx.load(str(file))
+    nodes = list(model.graph.node)[::-1]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, str(file))
+    assert fxfactor.finn.check(file) == []
+
+
+def test_initializers_among_the_inputs_are_no_inputs_of_the_network(write: Write) -> None:
+    import onnx
+
+    file = write(build(TAKEN["chain"]))
+    model = onnx.load(str(file))
+    listed = {value.name for value in model.graph.input}
+    for tensor in model.graph.initializer:
+        if tensor.name not in listed:
+            model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    onnx.save(model, str(file))
+    assert fxfactor.finn.check(file) == []
+    model.graph.output.append(model.graph.output[0])
+    onnx.save(model, str(file))
+    assert [finding.found for finding in fxfactor.finn.check(file)] == ["1 inputs, 2 outputs"]

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 import fxfactor
-from fxfactor.finn import rules
 from fxfactor.passes.legalize_for_finn import LegalizeForFinn
 from fxfactor.pipeline import Pipeline
 
@@ -55,10 +54,15 @@ def test_the_network_in_integers_equals_it(graph: torch.fx.GraphModule, tmp_path
     assert abs(load_integers(file)(images.numpy()) - wanted).max() < 1e-9 * abs(wanted).max()
 
 
-def test_check_legalizes_first_and_names_modules(graph: torch.fx.GraphModule, tmp_path: object) -> None:
+def test_neither_check_nor_export_needs_it(graph: torch.fx.GraphModule, tmp_path: object) -> None:
     from pathlib import Path
 
+    import onnx
+
     assert fxfactor.finn.check(graph) == []
-    file = Path(str(tmp_path)) / "not_legal.onnx"
-    fxfactor.export(graph, file, target="qonnx")
-    assert {finding.rule for finding in fxfactor.finn.check(file)} == {rules.GROUPS}
+    file = Path(str(tmp_path)) / "grouped.onnx"
+    fxfactor.export(graph, file, target="finn")
+    assert fxfactor.finn.check(file) == []
+    groups = [attribute.i for node in onnx.load(str(file)).graph.node for attribute in node.attribute
+              if node.op_type == "Conv" and attribute.name == "group"]  # fmt: skip
+    assert sorted(groups) == [1, 1, 4, 8]

@@ -266,9 +266,7 @@ def _grouped() -> GraphModule:
     return ready(nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3)), level=1)
 
 
-def test_a_rewrite_for_finn_that_changes_the_function_is_a_defect(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_rewrite_for_finn_that_changes_the_function_is_a_defect(monkeypatch: pytest.MonkeyPatch) -> None:
     rewrite = LegalizeForFinn.rewrite
 
     def wrong(self: LegalizeForFinn, graph: GraphModule) -> Iterator[Change | Skip]:
@@ -277,19 +275,4 @@ def test_a_rewrite_for_finn_that_changes_the_function_is_a_defect(
 
     monkeypatch.setattr(LegalizeForFinn, "rewrite", wrong)
     with pytest.raises(GraphError, match="calls itself exact but changed the function"):
-        export(_grouped(), tmp_path / "net.onnx", target="finn")
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_file_is_compared_with_the_network_before_it_was_rewritten(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    def wrong(graph: GraphModule) -> GraphModule:
-        result = LegalizeForFinn()(graph).graph
-        _swap_branches(result)
-        return result
-
-    monkeypatch.setattr(exporting, "legalize", wrong)
-    with pytest.raises(ExportError, match="the exported file computes something else"):
-        export(_grouped(), tmp_path / "net.onnx", target="finn")
-    assert not list(tmp_path.iterdir())
+        exporting.legalize(_grouped())

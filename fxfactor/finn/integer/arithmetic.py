@@ -65,7 +65,10 @@ def _join(context: Context, node: onnx.NodeProto, inputs: list[Value]) -> Stream
         raise Broken(rules.OPERATION, "the difference of two activations", "use an addition")
     if a.shape != b.shape:
         raise Broken(rules.JOIN, f"shapes {a.shape} and {b.shape}", "add tensors of one shape")
-    if (a.scale != b.scale).any() or (a.order is None) != (b.order is None):
+    left, right = (np.arange(x.channels) if x.order is None else x.order for x in (a, b))
+    if not np.array_equal(left, right):
+        raise Broken(rules.GROUPED_ORDER, "an addition of channels in different orders", 'give grouped="block"')
+    if (a.scale != b.scale).any():
         found = f"scales {a.scale.flat[0]:.6g} and {b.scale.flat[0]:.6g}"
         raise Broken(rules.JOIN, found, rules.REMEDIES["Add"])
     low, high = a.low + b.low, a.high + b.high

@@ -19,6 +19,9 @@ from fxfactor.finn.integer.streams import Columns, Integers, Quantizer, Stream, 
 
 GENERAL = "qonnx.custom_op.general"
 HARDWARE = "finn.custom_op.fpgadataflow"
+GROUPED = "MVAUGrouped"
+"""The hardware layer of fxfactor/finn/process/grouped_mvau.py."""
+
 METADATA = "fxfactor.finn"
 ACCUMULATOR = "INT32"
 """What FINN itself annotates before it minimises widths from the weights."""
@@ -75,6 +78,43 @@ class GraphBuilder:
             self.kernels[name] = kernel
         shape = (*self.shapes[tensor][:-1], matrix.shape[1])
         return self.node("MatMul", (tensor, name), site, shape, ACCUMULATOR)
+
+    def multiply_groups(
+        self, site: str, tensor: str, matrix: Integers, datatype: str, groups: int, kernel: tuple[int, int]
+    ) -> str:
+        """MVAUGrouped with `matrix` (kernel positions * C/G, outputs), a hardware layer of our own, on windows of C channels."""
+        name = self.constant(f"{site}.weight", matrix, datatype)
+        rows, columns = matrix.shape
+        return self.node(
+            GROUPED,
+            (tensor, name),
+            site,
+            (*self.shapes[tensor][:-1], columns),
+            ACCUMULATOR,
+            HARDWARE,
+            backend="fpgadataflow",
+            Groups=groups,
+            Kernel=list(kernel),
+            MW=rows,
+            MH=columns // groups,
+            PE=1,
+            SIMD=1,
+            inputDataType=self.datatypes[tensor],
+            outputDataType=ACCUMULATOR,
+            accDataType=ACCUMULATOR,
+            noActivation=1,
+            numInputVectors=list(self.shapes[tensor][:-1]),
+        )
+
+    def columns_of_last(self) -> tuple[Columns, ...]:
+        """Where the channels of the last node are computed, a product with a matrix."""
+        name = self.nodes[-1].input[1]
+        return (Columns(name, 0, self.matrices[name].shape[1]),)
+
+    def reshape(self, name: str, tensor: str, shape: tuple[int, ...]) -> str:
+        """The same numbers in another shape, (1, ...)."""
+        wanted = self.constant(f"{name}.shape", np.asarray(shape, np.int64), "INT64")
+        return self.node("Reshape", (tensor, wanted), name, shape, self.datatypes[tensor])
 
     def windows(self, site: str, tensor: str, window: Window, depthwise: bool) -> str:
         """Im2Col: (1, H, W, C) -> (1, H', W', kernel positions * C)."""
@@ -145,6 +185,9 @@ class GraphBuilder:
                 self.datatypes[name] = _widened(self.datatypes[name], value)
             dtype = np.int64 if self.datatypes[name] == "INT64" else np.float32
             initializers.append(numpy_helper.from_array(value.astype(dtype), name))
+        for node in self.nodes:
+            if node.op_type == GROUPED:
+                node.attribute.append(helper.make_attribute("weightDataType", self.datatypes[node.input[1]]))
         for name, datatype in self.datatypes.items():
             annotation = onnx.TensorAnnotation(tensor_name=name)
             annotation.quant_parameter_tensor_names.add(key="finn_datatype", value=datatype)

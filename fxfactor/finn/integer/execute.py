@@ -72,6 +72,15 @@ def _matmul(inputs: list[Reals], attributes: dict[str, Any]) -> list[Reals]:
     return [x @ matrix.astype(np.float64)]
 
 
+def _grouped(inputs: list[Reals], attributes: dict[str, Any]) -> list[Reals]:
+    x, matrix = inputs
+    groups, positions = attributes["Groups"], int(np.prod(attributes["Kernel"]))
+    windows = x.reshape(*x.shape[:-1], positions, groups, -1)
+    weights = matrix.astype(np.float64).reshape(positions, windows.shape[-1], groups, -1)
+    sums = np.einsum("...kgc,kcgo->...go", windows, weights, optimize=True)
+    return [sums.reshape(*x.shape[:-1], -1)]
+
+
 def _multi_threshold(inputs: list[Reals], attributes: dict[str, Any]) -> list[Reals]:
     x, steps = inputs
     flat = np.moveaxis(x, -1, 0)
@@ -93,9 +102,11 @@ OPERATIONS: dict[str, Callable[[list[Any], dict[str, Any]], list[Any]]] = {
     "GlobalAccPool": lambda inputs, _: [inputs[0].sum(axis=(1, 2), keepdims=True)],
     "Im2Col": _im2col,
     "MatMul": _matmul,
+    "MVAUGrouped": _grouped,
     "MaxPoolNHWC": _max_pool,
     "Mul": lambda inputs, _: [inputs[0] * inputs[1]],
     "MultiThreshold": _multi_threshold,
+    "Reshape": lambda inputs, _: [inputs[0].reshape(len(inputs[0]), *inputs[1][1:])],
     "Split": _split,
 }
 """Operation of the integer graph -> what it computes from its inputs and attributes."""

@@ -26,6 +26,7 @@ from fxfactor.finn import rules
 from fxfactor.finn.integer import arithmetic, layers, pooling, quantizing, shapes
 from fxfactor.finn.integer.builder import positions
 from fxfactor.finn.integer.context import Context, Handler
+from fxfactor.finn.integer.forms import Choose, GroupedConvolution, as_blocks
 from fxfactor.finn.integer.onnx_constants import Broken, Value, fold, quantizer_of
 from fxfactor.finn.integer.streams import Stream
 from fxfactor.finn.integer.values import nothing, quantized, require_quantized
@@ -45,34 +46,41 @@ HANDLERS: dict[str, Handler] = {
 
 @dataclass(frozen=True)
 class Interpretation:
-    """The network in integers, or why there is none: `model` is None where a finding blocks."""
+    """The network in integers, or why there is none: `model` is None where a finding blocks.
+
+    `grouped`: the grouped convolutions, in the order of execution.
+    """
 
     model: onnx.ModelProto | None
     findings: tuple[Finding, ...]
+    grouped: tuple[GroupedConvolution, ...] = ()
 
 
-def interpret(model: onnx.ModelProto) -> Interpretation:
-    """Turn a QONNX model into the network in integers, or say which rules it breaks (all of them, not only the first)."""
-    return _Interpreter(model.graph).run()
+def interpret(model: onnx.ModelProto, choose: Choose = as_blocks) -> Interpretation:
+    """Turn a QONNX model into the network in integers, or say which rules it breaks (all of them, not only the first).
+
+    `choose` says in which form a grouped convolution goes.
+    """
+    return _Interpreter(model.graph, choose).run()
 
 
 class _Interpreter:
-    def __init__(self, graph: onnx.GraphProto) -> None:
+    def __init__(self, graph: onnx.GraphProto, choose: Choose) -> None:
         self.graph = graph
-        self.context = Context(graph)
+        self.context = Context(graph, choose)
         self.values: dict[str, Value] = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
         self.uses = Counter(name for node in graph.node for name in node.input if name)
         self.uses.update(output.name for output in graph.output)
         self.notes: dict[str, Any] = {}
         inputs = [value for value in graph.input if value.name not in self.values]
         self.input = inputs[0] if inputs else None
-        self.is_single = len(inputs) == 1 and len(graph.output) == 1
+        self.inputs = len(inputs)  # exporters list initializers among the inputs of the graph
 
     # ---- the walk ----
 
     def run(self) -> Interpretation:
-        if not self.is_single:
-            found = f"{len(self.graph.input)} inputs, {len(self.graph.output)} outputs"
+        if self.inputs != 1 or len(self.graph.output) != 1:
+            found = f"{self.inputs} inputs, {len(self.graph.output)} outputs"
             self.context.report(
                 "network", Broken(rules.ONE_OUTPUT, found, "export a network with one input and one output")
             )
@@ -82,7 +90,7 @@ class _Interpreter:
         output = self.values.get(self.graph.output[0].name)
         if not any(finding.blocks for finding in self.context.findings):
             try:
-                return Interpretation(self._finish(output), tuple(self.context.findings))
+                return Interpretation(self._finish(output), tuple(self.context.findings), tuple(self.context.grouped))
             except Broken as broken:
                 self.context.report("output", broken)
         return Interpretation(None, tuple(self.context.findings))
@@ -164,7 +172,8 @@ class _Interpreter:
         if output.tensor == "global_in":
             raise Broken(rules.OPERATION, "a network of quantizers only", "give a network with layers")
         last = self.context.builder.nodes[-1]
-        if last.op_type == "Flatten" and last.output[0] == output.tensor and output.order is None:
+        flat = last.op_type == "Flatten" and last.output[0] == output.tensor
+        if flat and self.context.builder.shapes[last.input[0]][1:3] == (1, 1):
             self.context.builder.nodes.pop()  # FINN would leave it in software; (1, 1, 1, C) holds the same
             del self.context.builder.shapes[output.tensor], self.context.builder.datatypes[output.tensor]
             output = replace(output, tensor=last.input[0])

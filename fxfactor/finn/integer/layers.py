@@ -12,12 +12,12 @@ import onnx
 from fxfactor.finn import rules
 from fxfactor.finn.integer.context import Context, Handler
 from fxfactor.finn.integer.emitting import multiplied
+from fxfactor.finn.integer.grouped import grouped_convolution
 from fxfactor.finn.integer.onnx_constants import (
     Broken,
     Value,
     Weights,
     attributes_of,
-    depthwise_matrix,
     matrix_of,
     on_one_pixel,
     scale_per_output,
@@ -33,37 +33,38 @@ def _convolution(context: Context, node: onnx.NodeProto, inputs: list[Value]) ->
     site = context.site(node)
     if len(x.shape) != 3 or weights.integers.ndim != 4:
         raise Broken(rules.SHAPES, f"a convolution over {weights.integers.ndim - 2} dimensions", "use Conv2d")
-    groups = attributes.get("group", 1)
-    outputs, _, *kernel = weights.integers.shape
-    depthwise = groups == x.channels == outputs and groups > 1
-    if groups > 1 and not depthwise:
-        found = f"groups={groups} with {x.channels} input and {outputs} output channels"
-        remedy = "export with target='finn' (LegalizeForFinn splits it into branches), or factorize to depthwise"
-        raise Broken(rules.GROUPS, found, remedy)
-    scale = scale_per_output(weights)
-    if not depthwise and not is_uniform(x.scale):
-        raise Broken(rules.ONE_SCALE, f"{len(np.unique(x.scale))} scales", requantize_remedy(x))
+    groups, kernel = attributes.get("group", 1), weights.integers.shape[2:]
     if attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         raise Broken(rules.PADDING, f"auto_pad={attributes['auto_pad']}", "export with explicit padding")
     window = window_of(attributes, tuple(kernel))
     pads = tuple(own + before for own, before in zip(window.pads, x.pads, strict=True))
     window = replace(window, pads=cast("tuple[int, int, int, int]", pads))
     weights, window = on_one_pixel(weights, window, x.shape[1:])
+    _require_one_scale_in_each_group(x, groups)
     if any(window.pads) and x.offset.any():
         raise Broken(rules.PADDING, "padding of a tensor with a bias", "put a quantizer before the convolution")
-    tensor = x.tensor
-    if depthwise or window != Window((1, 1)):
-        tensor = context.builder.windows(site, tensor, window, depthwise)
-    matrix = depthwise_matrix(weights.integers) if depthwise else matrix_of(weights.integers)
-    y = multiplied(context, site, x, tensor, matrix, weights.datatype, window.kernel if depthwise else None)
-    if depthwise:
-        real_offset = x.offset * weights.real.sum((1, 2, 3))
-        y = replace(y, scale=x.scale * scale, offset=real_offset)
+    if groups > 1:
+        y = grouped_convolution(context, node.output[0], site, x, weights, window, groups)
     else:
-        real_offset = (weights.real.sum((2, 3)) * x.offset).sum(1)
-        y = replace(y, scale=x.scale[0] * scale, offset=real_offset)
-    y = replace(y, shape=(outputs, *window.positions(*x.shape[1:])))
+        y = _dense(context, site, x, weights, window)
     return (biased(y, inputs[2]) if len(inputs) > 2 and inputs[2] is not None else y,)
+
+
+def _require_one_scale_in_each_group(x: Stream, groups: int) -> None:
+    scale = x.scale.reshape(groups, -1)
+    if (scale != scale[:, :1]).any():
+        raise Broken(rules.ONE_SCALE, f"{len(np.unique(scale))} scales", requantize_remedy(x))
+
+
+def _dense(context: Context, site: str, x: Stream, weights: Weights, window: Window) -> Stream:
+    tensor = x.tensor if window == Window((1, 1)) else context.builder.windows(site, x.tensor, window, depthwise=False)
+    integers, real = weights.integers, weights.real
+    if x.order is not None:
+        integers, real = integers[:, x.order], real[:, x.order]
+    y = multiplied(context, site, x, tensor, matrix_of(integers), weights.datatype, None)
+    shape = (integers.shape[0], *window.positions(*x.shape[1:]))
+    offset = (real.sum((2, 3)) * x.offset).sum(1)
+    return replace(y, shape=shape, scale=x.scale[0] * scale_per_output(weights), offset=offset)
 
 
 def _linear(context: Context, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:

@@ -36,7 +36,10 @@ def _max_pool(context: Context, node: onnx.NodeProto, inputs: list[Value]) -> It
 
 
 def _average_pool(context: Context, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:
-    """A depthwise convolution with ones; the division by the window's size goes into the scale."""
+    """A depthwise convolution with twos; the division by twice the window's size goes into the scale.
+
+    FINN takes ones for binary weights, which its code generation refuses.
+    """
     x = operand(inputs)
     attributes = attributes_of(node)
     window = window_of(attributes, tuple(attributes["kernel_shape"]))
@@ -52,10 +55,14 @@ def _average_pool(context: Context, node: onnx.NodeProto, inputs: list[Value]) -
         raise Broken(rules.PADDING, "padding of a tensor with a bias", "put a quantizer before the pooling")
     site = context.site(node)
     tensor = context.builder.windows(site, x.tensor, window, depthwise=True)
-    matrix = depthwise_matrix(np.ones((x.channels, 1, *window.kernel), np.int64))
-    y = multiplied(context, site, x, tensor, matrix, "INT2", window.kernel)
+    matrix = depthwise_matrix(np.full((x.channels, 1, *window.kernel), 2, np.int64))
+    y = multiplied(context, site, x, tensor, matrix, "INT3", window.kernel)
     shape = (x.channels, *window.positions(*x.shape[1:]))
-    return (replace(y, shape=shape, scale=x.scale / np.prod(window.kernel), offset=x.offset, columns=None),)
+    return (
+        replace(
+            y, shape=shape, scale=x.scale / (2 * np.prod(window.kernel)), offset=x.offset, columns=None, order=x.order
+        ),
+    )
 
 
 def _global_average(context: Context, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:

@@ -20,6 +20,10 @@ from fxfactor.finn.integer.values import operand, quantized
 def _function(context: Context, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:
     x = operand(inputs)
     constants = [None if value is None else reals(value) for value in inputs[1:]]
+    if x.order is not None:  # a slope for each channel
+        constants = [
+            each.ravel()[x.order] if each is not None and each.size == x.channels else each for each in constants
+        ]
     function = FUNCTIONS[node.op_type](attributes_of(node), constants)
     if function is None:
         remedy = "use a ReLU in its place"

@@ -11,9 +11,9 @@ import onnx
 
 from fxfactor.finn import rules
 from fxfactor.finn.integer.context import Context, Handler
-from fxfactor.finn.integer.emitting import flattened
+from fxfactor.finn.integer.emitting import flattened, joined, split_channels
 from fxfactor.finn.integer.onnx_constants import Broken, Value, attributes_of
-from fxfactor.finn.integer.streams import Columns, Stream, integer_datatype
+from fxfactor.finn.integer.streams import Integers, Stream
 from fxfactor.finn.integer.values import operand, require_quantized
 
 
@@ -53,30 +53,21 @@ def _concatenate(context: Context, node: onnx.NodeProto, inputs: list[Value]) ->
     axis, rank = attributes_of(node)["axis"], len(streams[0].shape) + 1
     for x in streams:
         require_quantized(x, "put a quantizer before the concatenation")
-    if axis % rank != 1 or any(x.order is not None for x in streams):
+    if axis % rank != 1 or (rank == 2 and any(x.order is not None for x in streams)):
         raise Broken(rules.OPERATION, f"a concatenation along axis {axis}", "concatenate along the channels")
     if len({x.tensor for x in streams}) < len(streams):
         raise Broken(rules.OPERATION, "a concatenation of a tensor with itself", "use a convolution with wider output")
-    parts: dict[str, Any] = {
-        name: np.concatenate([getattr(x, name) for x in streams]) for name in ("low", "high", "scale", "offset")
-    }
-    channels = sum(x.channels for x in streams)
-    datatype = integer_datatype(int(parts["low"].min()), int(parts["high"].max()))
-    annotated = {context.builder.datatypes[x.tensor] for x in streams}
-    tensor = context.builder.node(
-        "Concat",
-        [x.tensor for x in streams],
-        context.site(node),
-        (*context.builder.shapes[streams[0].tensor][:-1], channels),
-        annotated.pop() if len(annotated) == 1 else datatype,
-        axis=rank - 1,
-    )
-    columns: tuple[Columns, ...] | None = ()
-    for x in streams:
-        columns = None if columns is None or x.columns is None else (*columns, *x.columns)
-    quantized = all(x.quantized for x in streams)
-    shape = (channels, *streams[0].shape[1:])
-    return (Stream(tensor, shape, datatype, **parts, quantized=quantized, columns=columns),)
+    shape = (sum(x.channels for x in streams), *streams[0].shape[1:])
+    return (replace(joined(context, context.site(node), streams), shape=shape, order=_order_of_all(streams)),)
+
+
+def _order_of_all(streams: list[Stream]) -> Integers | None:
+    """The order of the channels of a concatenation."""
+    if all(x.order is None for x in streams):
+        return None
+    starts = np.cumsum([0, *(x.channels for x in streams)])
+    orders = [np.arange(x.channels) if x.order is None else x.order for x in streams]
+    return cast(Integers, np.concatenate([order + start for order, start in zip(orders, starts, strict=False)]))
 
 
 def _split(context: Context, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:
@@ -88,38 +79,20 @@ def _split(context: Context, node: onnx.NodeProto, inputs: list[Value]) -> Itera
         sizes = [x.channels // len(node.output)] * len(node.output)
     sizes = [int(size) for size in np.ravel(sizes)]  # type: ignore[arg-type]
     require_quantized(x, "split after a quantizer")
+    if rank == 4 and x.order is not None:
+        raise Broken(rules.GROUPED_ORDER, "a split of channels in another order", 'give grouped="block"')
     if axis % rank != 1 or sum(sizes) != x.channels or x.order is not None:
         raise Broken(rules.SPLIT, f"sizes {sizes} along axis {axis}", "use torch.split(x, [n, ...], 1)")
-    if len(sizes) > rules.MOST_BRANCHES:
-        broken = Broken(
-            rules.BRANCHES,
-            f"{len(sizes)} branches",
-            f"choose a level of at most {rules.MOST_BRANCHES.bit_length() - 1}, or depthwise, for the layer after it",
-        )
-        context.report(context.site(node), broken, blocks=False)
-    return _parts(context, context.site(node), x, sizes)
+    return _parts(split_channels(context, context.site(node), x.tensor, sizes), x, sizes)
 
 
-def _parts(context: Context, site: str, x: Stream, sizes: list[int]) -> Iterable[Value]:
-    shape = context.builder.shapes[x.tensor][:-1]
-    datatype = context.builder.datatypes[x.tensor]
-    sizes_name = context.builder.constant(f"{site}.sizes", np.asarray(sizes, np.int64), "INT64")
-    first = context.builder.node(
-        "Split", (x.tensor, sizes_name), f"{site}.0", (*shape, sizes[0]), datatype, axis=len(shape)
-    )
-    names, split = [first], context.builder.nodes[-1]
-    for index, size in enumerate(sizes[1:], 1):
-        name = f"{first}.{index}"
-        context.builder.shapes[name], context.builder.datatypes[name] = (*shape, size), datatype
-        split.output.append(name)
-        names.append(name)
-    start, parts = 0, []
+def _parts(names: list[str], x: Stream, sizes: list[int]) -> Iterable[Value]:
+    start = 0
     for name, size in zip(names, sizes, strict=True):
         chosen = slice(start, start + size)
-        arrays = {key: getattr(x, key)[chosen] for key in ("low", "high", "scale", "offset")}
-        parts.append(replace(x, tensor=name, shape=(size, *x.shape[1:]), columns=None, **arrays))
+        arrays: dict[str, Any] = {key: getattr(x, key)[chosen] for key in ("low", "high", "scale", "offset")}
+        yield replace(x, tensor=name, shape=(size, *x.shape[1:]), columns=None, **arrays)
         start += size
-    return parts
 
 
 def _identity(context: Context, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:

@@ -76,8 +76,9 @@ class Stream:
     """One tensor of the integer graph and what it stands for; arrays are per channel, shape (C,).
 
     `tensor` lies as (1, H, W, C) or (1, C); `shape` is (C, H, W) or (C,). `low` and `high` bound the integers.
-    `columns` says where the integers are computed if their sign can be changed there. `order` is set after flattening:
-    position in the tensor -> position in torch's flattened (C, H, W). `pools` are max poolings still to be done: they
+    `columns` says where the integers are computed if their sign can be changed there. `order` is set after flattening
+    and where channels leave in another order (depthwise units side by side): position in the tensor -> position in torch's
+    flattened (C, H, W), or channel of torch's tensor. `pools` are max poolings still to be done: they
     change places with the quantizer that follows, since it never falls; `shape` is what they lead to. `pads` is padding
     still to be done, by the next convolution.
     """

@@ -57,7 +57,7 @@ def build(chains: list[Any], part: str) -> tuple[Any, list[list[Any]]]:
     return model, [[next(placed) for _ in members] for members in nodes]
 
 
-def price(request: dict[str, Any]) -> list[dict[str, int]]:
+def price(request: dict[str, Any], fold_grouped: Any) -> list[dict[str, int]]:
     """LUTs, 18 kbit block RAMs, DSPs and cycles per frame of every chain, the cycles of its slowest layer."""
     from finn.builder.build_dataflow_config import DataflowBuildConfig
     from finn.transformation.fpgadataflow.set_folding import SetFolding
@@ -76,6 +76,7 @@ def price(request: dict[str, Any]) -> list[dict[str, int]]:
     SetFolding(
         config._resolve_cycles_per_frame(), mvau_wwidth_max=config.mvau_wwidth_max, two_pass_relaxation=False
     ).apply(model)
+    fold_grouped(model, config._resolve_cycles_per_frame(), part)
     prices = []
     for members in chains:
         layers: list[Any] = [getCustomOp(node) for node in members]
@@ -93,13 +94,15 @@ def price(request: dict[str, Any]) -> list[dict[str, int]]:
 def main(arguments: list[str]) -> int:
     """`cost_worker.py REQUEST DESCRIPTOR`: send the prices to the descriptor, or how FINN is missing."""
     worker = load_worker()
+    worker.end_with_parent()
     request = json.loads(Path(arguments[0]).read_text())
     channel = worker.Channel(int(arguments[1]))
     os.environ["FINN_BUILD_DIR"] = request["folder"]
     try:
         worker.require_finn()
-        worker.use_fast_lookups()
-        channel.send({"event": "prices", "step": "pricing", "prices": price(request)})
+        worker.load("fast_lookups").use_fast_lookups()
+        prices = price(request, worker.load("grouped_mvau").fold)
+        channel.send({"event": "prices", "step": "pricing", "prices": prices})
     except worker.Stop as stop:
         channel.send(stop.event)
         return 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from fxfactor.errors import FinnError
 from fxfactor.finn.integer.builder import METADATA
 from fxfactor.finn.integer.execute import execute
+from fxfactor.finn.integer.forms import Choose, GroupedConvolution, as_blocks
 from fxfactor.finn.integer.interpret import interpret
 from fxfactor.finn.rules import Finding
 
@@ -32,6 +34,7 @@ class IntegerNetwork:
     model: onnx.ModelProto
     notes: dict[str, Any]
     findings: tuple[Finding, ...]
+    grouped: tuple[GroupedConvolution, ...] = ()
 
     def __call__(self, images: Array) -> NDArray[np.float64]:
         """What the network computes for `images` (N, C, H, W), as PyTorch would give it, by way of integers."""
@@ -49,7 +52,7 @@ class IntegerNetwork:
         note = self.notes["output"]
         real: NDArray[np.float64] = integers * np.asarray(note["scale"]) + np.asarray(note["offset"])
         if note["order"] is not None:
-            real = real[:, np.argsort(note["order"])]
+            real = real[..., np.argsort(note["order"])]
         return np.moveaxis(real, -1, 1).reshape(len(integers), *note["shape"][1:])
 
 
@@ -74,7 +77,27 @@ def load_model(file: str | Path) -> onnx.ModelProto:
         ) from error
     if not model.graph.node:
         raise FinnError(f"required: a network; found: {path} has no nodes; write it again with fxfactor.export")
+    _sort(model.graph, path)
     return model
+
+
+def _sort(graph: onnx.GraphProto, path: Path) -> None:
+    """Put the nodes in an order of execution, in place. Raise FinnError where they need each other in a circle."""
+    makers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    needs = {index: {makers[name] for name in node.input if name in makers} for index, node in enumerate(graph.node)}
+    if all(need < index for index, before in needs.items() for need in before):
+        return
+    try:
+        order = list(TopologicalSorter(needs).static_order())
+    except CycleError as error:
+        names = ", ".join(graph.node[index].name or graph.node[index].op_type for index in error.args[1][1:])
+        raise FinnError(
+            f"required: a graph without circles; found: {path}, where these nodes need each other: {names}; "
+            "write it again with fxfactor.export(qmodel, path)"
+        ) from error
+    nodes = [graph.node[index] for index in order]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _without_custom(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -85,15 +108,19 @@ def _without_custom(model: onnx.ModelProto) -> onnx.ModelProto:
     return onnx.helper.make_model(graph, opset_imports=list(model.opset_import), ir_version=model.ir_version)
 
 
-def load_integers(file: str | Path) -> IntegerNetwork:
-    """The network in `file` in integers. Raises FinnError that lists every broken rule, its place and the remedy."""
-    interpretation = interpret(load_model(file))
+def load_integers(file: str | Path, choose: Choose = as_blocks) -> IntegerNetwork:
+    """The network in `file` in integers, grouped convolutions in the form that `choose` gives.
+
+    Raises FinnError that lists every broken rule, its place and the remedy.
+    """
+    interpretation = interpret(load_model(file), choose)
     blocking = [finding for finding in interpretation.findings if finding.blocks]
     if interpretation.model is None or blocking:
         lines = "\n".join(f"  {finding}" for finding in blocking)
         raise FinnError(f"FINN cannot take {file}; see fxfactor.finn.check. Broken rules:\n{lines}")
     properties = {entry.key: entry.value for entry in interpretation.model.metadata_props}
-    return IntegerNetwork(interpretation.model, json.loads(properties[METADATA]), interpretation.findings)
+    notes = json.loads(properties[METADATA])
+    return IntegerNetwork(interpretation.model, notes, interpretation.findings, interpretation.grouped)
 
 
 def load_images(verify: Any) -> tuple[Array, Array]:

@@ -34,7 +34,7 @@ def events(script: Path, folder: Path, python: str | Path | None, timeout_s: flo
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [interpreter, str(script), str(folder / "request.json"), str(writing)],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # which the worker sees end when this process does, however it ends
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=folder,
@@ -65,6 +65,8 @@ def events(script: Path, folder: Path, python: str | Path | None, timeout_s: flo
     finally:
         _end(process)
         os.close(reading)
+        if process.stdin is not None:
+            process.stdin.close()
 
 
 def _explain_end(process: subprocess.Popen[bytes], step: str, log: Path) -> None:

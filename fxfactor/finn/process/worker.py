@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,19 @@ class Channel:
             os._exit(1)
 
 
+def end_with_parent() -> None:
+    """Kill this process and what it started as soon as the one that started it is gone, even by SIGKILL.
+
+    It holds the other end of standard input, and nothing is ever written there.
+    """
+
+    def wait() -> None:
+        os.read(0, 1)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def require_finn() -> None:
     """Import FINN without Vivado. Raises Stop where it is missing or another release."""
     from importlib.metadata import PackageNotFoundError, version
@@ -66,16 +81,17 @@ def require_finn() -> None:
         raise Stop("missing", found=f"no module {error.name}") from error
 
 
-def use_fast_lookups() -> None:
-    """Load fast_lookups.py, which lies beside this file, by its path: this process need not have fxfactor."""
+def load(name: str) -> Any:
+    """The module of that name beside this file, by its path: this process need not have fxfactor."""
     from importlib.util import module_from_spec, spec_from_file_location
 
-    spec = spec_from_file_location("fast_lookups", Path(__file__).with_name("fast_lookups.py"))
+    spec = spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
+    sys.modules[name] = module
     spec.loader.exec_module(module)
-    module.use_fast_lookups()
+    return module
 
 
 class Run:
@@ -111,7 +127,7 @@ class Run:
         """All steps, from the furthest cached model on."""
         from qonnx.core.modelwrapper import ModelWrapper
 
-        config = self.config()
+        config, grouped_mvau = self.config(), load("grouped_mvau")
         (self.folder / "out" / "intermediate_models").mkdir(parents=True, exist_ok=True)
         cached = self.request.get("cached")
         if cached is None:
@@ -126,8 +142,11 @@ class Run:
         else:
             model, self.parent = ModelWrapper(f"{cached}/board.onnx"), Path(cached) / "parent.onnx"
             self.check("integers", ModelWrapper(self.request["model"]))
+        grouped_mvau.fold(model, config._resolve_cycles_per_frame(), config._resolve_fpga_part())
         for step in STEPS_TO_FOLDING:
             model = self.step(step, model, config, every_image=step == STEPS_TO_FOLDING[-1])
+            if step == STEPS_TO_FOLDING[0]:
+                grouped_mvau.settle_reshapes(model, self.folder / "out" / "report" / "auto_folding_config.json")
         model = self.step("step_generate_estimate_reports", model, config, check=False)
         self.send_reports(model)
         if self.request.get("generate"):
@@ -246,11 +265,14 @@ class Run:
                 if attribute.name in ("code_gen_dir_ipgen", "code_gen_dir_cppsim") and attribute.s:
                     folders[node.name] = attribute.s.decode()
         model.save(str(self.folder / "generated.onnx"))
-        self.channel.send({"event": "generated", "folders": folders})
+        import finn
+
+        self.channel.send({"event": "generated", "folders": folders, "finn": next(iter(finn.__path__))})
 
 
 def main(arguments: list[str]) -> int:
     """`worker.py REQUEST DESCRIPTOR`: run the request, report to the descriptor; the exit status is 0 if it ended well."""
+    end_with_parent()
     request = json.loads(Path(arguments[0]).read_text())
     channel = Channel(int(arguments[1]))
     os.environ["FINN_BUILD_DIR"] = str(Path(request["folder"]) / "build")
@@ -258,7 +280,7 @@ def main(arguments: list[str]) -> int:
     try:
         require_finn()
         channel.send({"event": "end", "step": "import", "seconds": 0.0})
-        use_fast_lookups()
+        load("fast_lookups").use_fast_lookups()
         Run(request, channel).run()
     except Stop as stop:
         channel.send(stop.event)

@@ -1,0 +1,114 @@
+"""Which form each grouped convolution of a network takes on a board, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from fxfactor.errors import FinnError
+from fxfactor.finn.integer.forms import FORMS, Choose, Form, GroupedConvolution
+from fxfactor.finn.layer_costs import Chain, Geometry, Prices, chains, cheapest, price, total
+from fxfactor.finn.result import GroupedForm
+from fxfactor.finn.target import Target
+
+NARROW_ONLY = ("Pynq-Z1", "Pynq-Z2")
+"""Boards whose DSPs (DSP48E1) multiply only weights above the least value of their datatype; FINN uses HLS for others."""
+
+
+def check_form(grouped: str | None) -> None:
+    """Raise FinnError where `grouped` is no form and not None."""
+    if grouped is not None and grouped not in FORMS:
+        raise FinnError(
+            f"required: grouped={', '.join(map(repr, FORMS))} or None, the cheapest for each layer; found: {grouped!r}"
+        )
+
+
+def forms_on(board: str, layer: GroupedConvolution) -> tuple[Form, ...]:
+    """The forms that a layer can take on a board."""
+    if layer.narrow or board not in NARROW_ONLY:
+        return layer.forms
+    return tuple(form for form in layer.forms if form != "block")
+
+
+def choose_forms(layers: Sequence[GroupedConvolution], target: Target, wanted: Form | None) -> dict[str, GroupedForm]:
+    """A form for each layer, by the name of its output in the file: the `wanted` one, or the cheapest on the target.
+
+    A depthwise convolution has no form "split": its branches are FINN's depthwise units. Cost: where there is a choice, one
+    process that imports FINN. Raises FinnError where FINN is missing, or a layer has no form on this board.
+    """
+    possible = {layer.tensor: forms_on(target.board, layer) for layer in layers}
+    for layer in layers:
+        if not possible[layer.tensor]:
+            raise FinnError(
+                f"{layer.site}: required on {target.board}: a grouped convolution behind another layer, or weights in narrow "
+                "range; found: one on the network's input; choose a larger board, or a narrow weight quantizer"
+            )
+    if wanted is not None:
+        return {layer.tensor: _as_wanted(layer, possible[layer.tensor], wanted, target) for layer in layers}
+    options = {
+        layer.tensor: {form: list(_chains(layer, form)) for form in possible[layer.tensor]}
+        for layer in layers
+        if len(possible[layer.tensor]) > 1
+    }
+    every: list[Chain] = [chain for forms in options.values() for chosen in forms.values() for chain in chosen]
+    prices = price(every, target) if every else {}
+    found = {}
+    for layer in layers:
+        if layer.tensor not in options:
+            found[layer.tensor] = GroupedForm(
+                layer.site, possible[layer.tensor][0], "the only form that it can take here"
+            )
+            continue
+        sums = {form: total(chosen, prices) for form, chosen in options[layer.tensor].items()}
+        found[layer.tensor] = GroupedForm(layer.site, cheapest(sums, target), _why(sums))
+    return found
+
+
+def in_order(layers: Sequence[GroupedConvolution], forms: Mapping[str, GroupedForm]) -> dict[str, GroupedForm]:
+    """The forms with blocks for depthwise convolutions of several outputs a channel, which then leave in their order."""
+    found = dict(forms)
+    for layer in layers:
+        if layer.is_depthwise and layer.outputs > layer.groups and "block" in layer.forms:
+            why = f"layers behind it need its channels in their order; by cost: {forms[layer.tensor].why}"
+            found[layer.tensor] = GroupedForm(layer.site, "block", why)
+    return found
+
+
+def chooser(forms: Mapping[str, GroupedForm]) -> Choose:
+    """What tells the interpretation of a file the forms that were chosen."""
+    return lambda layer: forms[layer.tensor].form
+
+
+def _as_wanted(layer: GroupedConvolution, possible: tuple[Form, ...], wanted: Form, target: Target) -> GroupedForm:
+    if wanted in possible:
+        return GroupedForm(layer.site, wanted, "as asked for")
+    if wanted == "block":
+        raise FinnError(
+            f"{layer.site}: required for a block on {target.board}: weights above the least value of their datatype (narrow "
+            'range); found: one at it; use a narrow weight quantizer, grouped="split", or a board with newer DSPs'
+        )
+    reason = (
+        "depthwise: FINN's unit for it" if layer.is_depthwise and "branches" in possible else "on the network's input"
+    )
+    return GroupedForm(layer.site, "branches" if "branches" in possible else "block", reason)
+
+
+def _chains(layer: GroupedConvolution, form: Form) -> Sequence[Chain]:
+    window = layer.window
+    geometry = Geometry(
+        layer.channels,
+        layer.outputs,
+        layer.groups,
+        layer.size,
+        window.kernel,
+        window.strides,
+        window.pads,
+        window.dilations,
+    )
+    return list(chains(geometry, layer.weight_bits, layer.input_datatype, layer.accumulator_bits, form))
+
+
+def _why(sums: dict[Form, Prices]) -> str:
+    return "; ".join(
+        f"{form} {found['lut']:,.0f} LUT, {found['bram']:,.0f} BRAM18, {found['dsp']:,.0f} DSP, {found['cycles']:,.0f} cycles"
+        for form, found in sums.items()
+    )
