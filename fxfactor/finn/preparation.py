@@ -18,7 +18,7 @@ from fxfactor.errors import FinnError
 from fxfactor.finn.estimation import Job, Progress
 from fxfactor.finn.process.worker import VERSION
 from fxfactor.finn.result import Estimate
-from fxfactor.finn.target import Target
+from fxfactor.finn.target import Folding, Frames, Target
 
 STEPS = (
     "step_convert_to_hw",
@@ -62,9 +62,10 @@ def prepare(
     folder: str | Path,
     file: str | Path,
     board: str = "ZCU104",
-    target_fps: int = 1000,
+    target_fps: Frames = 1000,
     clock_ns: float = 5.0,
     *,
+    folding: Folding = "fxfactor",
     verify: Any = None,
     python: str | Path | None = None,
     timeout_s: float = 3600.0,
@@ -85,7 +86,8 @@ def prepare(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FinnError(f"required: a new or empty folder; found: {target} is in use; choose another")
     wanted = Target(board, clock_ns, target_fps, python)
-    job = Job(Path(file), wanted, verify, timeout_s=timeout_s, cache=cache, progress=progress, generate=True)
+    options: Any = {"timeout_s": timeout_s, "cache": cache, "progress": progress, "generate": True, "folding": folding}
+    job = Job(Path(file), wanted, verify, **options)
     target.parent.mkdir(parents=True, exist_ok=True)
     with job.folder() as running, tempfile.TemporaryDirectory(prefix=".prepare-", dir=target.parent) as draft:
         outcome = job.run(running)
@@ -124,6 +126,7 @@ def _texts(estimate: Estimate, generated: int) -> dict[str, str]:
         "version": VERSION,
         "generated": generated,
         "fps": f"{estimate.fps:,.0f}",
+        "notes": "".join(f"\n{note}\n" for note in estimate.notes),
         "plus_steps": "\n".join(f"  - {step}" for step in STEPS),
         "steps": "\n".join(f'    "{name}",' for name in (UPSTREAM.get(step, step) for step in STEPS) if name),
     }

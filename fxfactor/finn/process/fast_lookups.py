@@ -14,11 +14,15 @@ from typing import Any
 
 def use_fast_lookups() -> None:
     """Replace the slow methods of qonnx' ModelWrapper and of three transformations, in this process."""
+    from functools import cache
+
     from finn.transformation.fpgadataflow.minimize_accumulator_width import MinimizeAccumulatorWidth
+    from qonnx.core import datatype
     from qonnx.core.modelwrapper import ModelWrapper
     from qonnx.transformation.general import SortGraph
     from qonnx.transformation.infer_shapes import InferShapes
 
+    datatype.resolve_datatype = cache(datatype.resolve_datatype)  # a type is parsed from its name at every question
     ModelWrapper.transform = _without_copies(ModelWrapper.transform)
     ModelWrapper.get_tensor_valueinfo = _value_info
     ModelWrapper.get_tensor_shape = _shape(ModelWrapper.get_tensor_shape)
