@@ -124,25 +124,25 @@ class Estimate:
         return sums
 
     def table(self) -> Table:
-        """One row per site, a row for the total, and one for what the board has; our figures, then FINN's own."""
+        """One row per site, a row for the total, and one for what the board has; our figures, FINN's in brackets."""
         wanted = "as fast as fits" if self.target_fps == "max" else f"target {self.target_fps} frames/s"
         by = {"fxfactor": "folded by fxfactor", "finn": "folded by FINN's rule"}[self.folding]
         title = f"{self.board} ({self.part}), {1000 / self.clock_ns:.0f} MHz, {wanted}, {by}"
         table = new_table(title=title, caption=CAVEAT)
-        names = ("LUT", "BRAM18", "DSP", "URAM")
-        for name in ("site", *names, *(f"FINN's {name}" for name in names), "cycles", "frames/s"):
-            table.add_column(name, justify="left" if name == "site" else "right")
+        table.add_column("site")
+        for name in ("LUT", "BRAM18", "DSP", "URAM", "cycles", "frames/s"):
+            table.add_column(name, justify="right")
         slowest = self.bottleneck.site
         for site, (ours, finns, cycles) in self.by_site().items():
             fps = f"{1e9 / self.clock_ns / cycles:,.0f}" if cycles else ""
             shown = f"{cycles:,}" if cycles else ""
-            table.add_row(site, *_cells(ours), *_cells(finns), shown, fps, style="bold" if site == slowest else "")
+            table.add_row(site, *_both(ours, finns), shown, fps, style="bold" if site == slowest else "")
         table.add_section()
-        total = (*_cells(self.total), *_cells(self.finn_total))
+        total = _both(self.total, self.finn_total)
         table.add_row("total", *total, f"{self.bottleneck.cycles:,}", f"{self.fps:,.0f}", style="bold")
         if self.available is not None and self.shares is not None:
-            table.add_row("board has", *_cells(self.available), *[""] * 6)
-            table.add_row("used", *(f"{share:.0%}" for share in self.shares.values()), *[""] * 6)
+            table.add_row("board has", *_cells(self.available), "", "")
+            table.add_row("used", *(f"{share:.0%}" for share in self.shares.values()), "", "")
         return table
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -166,6 +166,12 @@ class Estimate:
         if compared is None:
             return f"{same}. Not compared with PyTorch: give verify=."
         return f"{same}, on up to {compared.images} images; these equal PyTorch within {compared.difference:.1e}."
+
+
+def _both(ours: Resources, finns: Resources) -> tuple[str, ...]:
+    """Our figures, and FINN's in brackets where they differ."""
+    pairs = zip(_cells(ours), _cells(finns), strict=True)
+    return tuple(mine if mine == theirs else f"{mine} ({theirs})" for mine, theirs in pairs)
 
 
 def _cells(resources: Resources) -> tuple[str, str, str, str]:

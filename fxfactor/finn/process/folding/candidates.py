@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise, product
 from typing import Any
 
+from .connections import SHALLOW, Prices
 from .prices import ours
 from .program import Candidate, add
-from .streams import SHALLOW, Prices
 
 Settings = tuple[dict[str, Any], ...]
 """Attributes for every member of a unit, in the order of the members."""
@@ -62,8 +62,8 @@ def candidates(
     """All candidates of a unit of at most so many cycles. `waiting`: pixels that its streams hold, by (node, tensor)."""
     found = []
     ports = ends(members)
-    for settings in _settings(members, prices.ultra):
-        for member, attributes in zip(members, settings, strict=True):
+    for chosen in settings(members, prices.ultra):
+        for member, attributes in zip(members, chosen, strict=True):
             member.attributes.update(attributes)
         cycles = max(int(member.layer.get_exp_cycles()) for member in members)
         if cycles > most_cycles:
@@ -78,7 +78,7 @@ def candidates(
                 buffers.append(prices.fifo(words(member.layer, port, held, int(width)), int(width)))
         found.append(
             Candidate(
-                {member.node.name: dict(attributes) for member, attributes in zip(members, settings, strict=True)},
+                {member.node.name: dict(attributes) for member, attributes in zip(members, chosen, strict=True)},
                 cycles,
                 add(costs, *buffers, *_inside(members, prices)),
                 widths,
@@ -120,7 +120,8 @@ def _inside(members: Sequence[Member], prices: Prices) -> Iterator[Any]:
 # ---- what is legal ----
 
 
-def _settings(members: Sequence[Member], ultra: bool) -> Iterator[Settings]:
+def settings(members: Sequence[Member], ultra: bool) -> Iterator[Settings]:
+    """Every legal setting of a unit. `ultra`: whether the board has UltraRAM."""
     *before, member = members
     generator = before[0] if before else None
     if member.kind == "MVAUGrouped_rtl":

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .candidates import Member, candidates, ends, words
+from .connections import SHALLOW, Prices, waiting_pixels
 from .program import RESOURCES, Candidate, Costs, Infeasible, Stream, choose, fastest
-from .streams import SHALLOW, Prices, waiting_pixels
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ def problem(model: Any, part: str, available: Costs) -> tuple[list[list[Candidat
     prices = Prices(is_versal(part), available[RESOURCES.index("uram")] > 0)
     waiting = waiting_pixels(model, custom_of)
     known: dict[Any, list[Candidate]] = {}
-    units, owner = [], {}
+    units: list[list[Candidate]] = []
+    owner: dict[str, int] = {}
     for nodes in _units(model):
         members = [Member(custom_of(node), is_narrow(model, node)) for node in nodes]
         key = _signature(members, waiting)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from .candidates import WRITEABLE, Member, candidates, words
+from .connections import SHALLOW, Prices, waiting_pixels
 from .fold import custom_of, edges, fold, is_narrow
 from .prices import finns, ours
 from .program import RESOURCES, Costs, Infeasible
-from .streams import SHALLOW, Prices, waiting_pixels
 
 __all__ = ["Infeasible", "cheapest", "price", "write"]
 

@@ -57,11 +57,11 @@ def converter_luts(written: int, read: int) -> int:
 
 
 def delays(model: Any, custom: Callable[[Any], Any]) -> dict[str, float]:
-    """Tensor -> the part of a frame that passes from the first word into the network to the first word of this tensor."""
+    """Tensor -> the part of a frame by which it is behind the network's input; padding alone is ahead of it."""
     found: dict[str, float] = {}
     for node in model.graph.node:
         before = max((found.get(name, 0.0) for name in node.input), default=0.0)
-        after = max(0.0, before + _delay(custom(node), node.op_type))
+        after = before + _delay(custom(node), node.op_type)
         found.update(dict.fromkeys(node.output, after))
     return found
 
