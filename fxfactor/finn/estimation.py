@@ -30,7 +30,7 @@ from fxfactor.storage.qonnx import export
 
 UNITS = {"lut": "LUTs", "bram18": "18 kbit block RAMs", "dsp": "DSP slices", "uram": "UltraRAMs"}
 
-FORMAT = 1
+FORMAT = 2
 """Part of the cache key: raise it when the worker's steps change."""
 
 Progress = Callable[[str], None]
