@@ -37,6 +37,12 @@ Write = Callable[..., Path]
 BOARD = (150.0, 12.0, 10.0, 0.0)
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of these tests alone: others count the steps of a first run."""
+    return tmp_path_factory.mktemp("folding")
+
+
 def converter(written: int, read: int) -> Costs:
     return (0.0 if written == read else float(max(written, read)), 0.0, 0.0, 0.0)
 
