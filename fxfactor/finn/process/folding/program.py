@@ -201,7 +201,7 @@ def _undominated(unit: Sequence[Candidate], ends: Sequence[tuple[str, Mapping[in
     beats = (reach <= costs[None]).all(2)
     equal = beats & beats.T
     first = np.arange(len(unit))[:, None] < np.arange(len(unit))[None]
-    beaten = np.asarray((beats & ~equal) | (equal & first)).any(axis=0).tolist()
+    beaten: Any = ((beats & ~equal) | (equal & first)).any(axis=0)
     return [each for each, lost in zip(unit, beaten, strict=True) if not lost]
 
 
