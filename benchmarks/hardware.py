@@ -3,6 +3,7 @@
     python benchmarks/hardware.py time                    # ResNet-18, 224 × 224: fxfactor.finn.estimate beside StreamlinePlus
     python benchmarks/hardware.py table --network resnet20 mobilenet_v2     # level × bits × board, for docs/finn.md
     python benchmarks/hardware.py forms                   # one convolution, whole and grouped in each form, for docs/finn.md
+    python benchmarks/hardware.py folding    # ResNet-20 on one board: our folding beside FINN's, our figures beside FINN's
 
 Both ways of `time` start from the same file and end with FINN's estimate reports; each runs in a process of its own, whose
 memory is the sum over it and what it starts, sampled ten times a second. FINN's own way takes its steps as they are, with
@@ -14,6 +15,7 @@ trained ResNet-20: see data.py.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import statistics
@@ -47,6 +49,8 @@ def network(name: str, size: int) -> tuple[nn.Module, torch.Tensor]:
     """A network and one input. ResNet-20 is the trained one; the others are random, with batch norms that differ by channel."""
     if name == "resnet20":
         return find().cifar_resnet(20).eval(), torch.randn(1, 3, 32, 32)
+    if name == "resnet20 untrained":
+        return _resnet20().eval(), torch.randn(1, 3, 32, 32)
     model = models.get_model(name, weights=None).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -55,10 +59,42 @@ def network(name: str, size: int) -> tuple[nn.Module, torch.Tensor]:
     return model, torch.randn(1, 3, size, size)
 
 
-def written(model: nn.Module, images: torch.Tensor, level: Any, bits: int, folder: Path) -> Path:
+class _Block(nn.Module):
+    """Two convolutions and what goes around them."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        stride = outputs // inputs
+        self.first = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+        )
+        self.second = nn.Sequential(nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs))
+        around = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        self.around = around if stride > 1 else nn.Identity()
+        self.relu = nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.relu(self.second(self.first(x)) + self.around(x))
+
+
+def _resnet20() -> nn.Module:
+    """ResNet-20 for CIFAR (He et al. 2016) with 1 × 1 convolutions around the blocks that stride; not trained."""
+    blocks = [_Block(a, b) for a, b in ((16, 16),) * 3 + ((16, 32),) + ((32, 32),) * 2 + ((32, 64),) + ((64, 64),) * 2]
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), *blocks,
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10),
+    )  # fmt: skip
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.3, 0.3)
+    return model
+
+
+def written(model: nn.Module, images: torch.Tensor, level: Any, bits: int, folder: Path, width: float = 1) -> Path:
     """The exported file."""
-    file = folder / f"{level}-{bits}.onnx"
-    qmodel = fxfactor.transform(model, level=level, bits=bits, example_inputs=images)
+    file = folder / f"{level}-{bits}-{width}.onnx"
+    qmodel = fxfactor.transform(model, level=level, bits=bits, width=width, example_inputs=images)
     fxfactor.export(qmodel, file, target="finn", example_inputs=images)
     return file
 
@@ -162,11 +198,11 @@ def compare_times(options: argparse.Namespace) -> None:
 def fastest(file: Path, board: str, target: int, cache: Path) -> tuple[int, Any]:
     """The target that fits the board and its estimate: from `target` on four times as much, or as little, at a time.
 
-    Where nothing fits, the estimate for the smallest target tried.
+    By FINN's own rule of folding, which knows no board. Where nothing fits, the estimate for the smallest target tried.
     """
 
     def ask(fps: int) -> Any:
-        return fxfactor.finn.estimate(file, board=board, target_fps=fps, cache=cache)
+        return fxfactor.finn.estimate(file, board=board, target_fps=fps, folding="finn", cache=cache)
 
     result = ask(target)
     while not result.fits and target > SLOWEST:
@@ -270,6 +306,44 @@ def show_forms(options: argparse.Namespace) -> None:
             print(f"| {bits} | {form} | {groups} | {width} | {' | '.join(found)} |", flush=True)
 
 
+# ---- our folding beside FINN's ----
+
+
+def foldings(options: argparse.Namespace, folder: Path) -> Iterator[list[str]]:
+    """A row for every level, width, target and rule: our figures, then FINN's own for the same folding."""
+    model, images = network("resnet20 untrained", 32)
+    for level in options.level:
+        for width in options.width if level else (1,):
+            try:
+                file = written(model, images, level, options.bits[0], folder, width)
+            except fxfactor.FxfactorError as error:
+                yield [str(level), f"{width:g}", "", "", f"refused: {str(error).splitlines()[0][:100]}", *[""] * 8]
+                continue
+            for target, rule in itertools.product(options.fps, ("finn", "fxfactor")):
+                if (target, rule) != ("max", "finn"):
+                    yield [str(level), f"{width:g}", str(target), rule, *_figures(file, options, target, rule, folder)]
+
+
+def _figures(file: Path, options: argparse.Namespace, target: Any, rule: Any, folder: Path) -> list[str]:
+    try:
+        found = fxfactor.finn.estimate(file, options.board, target, folding=rule, cache=folder / "cache")
+    except fxfactor.FinnError as error:
+        return [str(error).partition("found: ")[2].partition(";")[0], *[""] * 8]
+    names = ("lut", "bram18", "dsp", "uram")
+    ours, finns = ([f"{getattr(each, name):,}" for name in names] for each in (found.total, found.finn_total))
+    return [f"{found.fps:,.0f}", *ours, *finns]
+
+
+def show_foldings(options: argparse.Namespace) -> None:
+    print(f"\nResNet-20, 32 × 32, {options.bits[0]} bits, {options.board}, 200 MHz\n")
+    names = ("LUT", "BRAM18", "DSP", "URAM")
+    columns = ["level", "width", "asked for", "folding", "frames/s", *names, *(f"FINN's {name}" for name in names)]
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for row in foldings(options, Path(folder)):
+            print(f"| {' | '.join(row)} |", flush=True)
+
+
 def main() -> None:
     if sys.argv[1:2] == ["one"]:
         way, file, folder = sys.argv[2:]
@@ -277,18 +351,25 @@ def main() -> None:
         run(Path(file), Path(folder), "ZCU104", 30)
         return
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("what", choices=("time", "table", "forms"))
+    parser.add_argument("what", choices=("time", "table", "forms", "folding"))
     parser.add_argument("--network", nargs="+", choices=tuple(TARGETS), default=list(TARGETS))
     parser.add_argument("--level", nargs="+", type=lambda text: int(text) if text.isdigit() else text)
     parser.add_argument("--bits", nargs="+", type=int)
+    parser.add_argument("--width", nargs="+", type=float, default=[1, 2], help="of the factors, for folding")
+    parser.add_argument(
+        "--fps", nargs="+", type=lambda text: int(text) if text.isdigit() else text, default=[2000, 10000]
+    )
+    parser.add_argument("--board", default="ZCU104", help="for folding")
     parser.add_argument("--repeats", type=int, default=1)
     options = parser.parse_args()
-    options.level = options.level or ([0] if options.what == "time" else list(LEVELS))
-    options.bits = options.bits or {"time": [4], "forms": [4, 2]}.get(options.what, [2, 4, 8])
+    levels = {"time": [0], "folding": [0, 1, 2, 3, "depthwise"]}
+    options.level = options.level or levels.get(options.what, list(LEVELS))
+    options.bits = options.bits or {"table": [2, 4, 8], "forms": [4, 2]}.get(options.what, [4])
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    {"time": compare_times, "table": show_costs, "forms": show_forms}[options.what](options)
+    shown = {"time": compare_times, "table": show_costs, "forms": show_forms, "folding": show_foldings}
+    shown[options.what](options)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,10 @@ _RUNNER = (
     "tests/finn/test_runner.py tests/finn/test_costs.py",
     "runs in another process, and is seen by what comes back from it",
 )
+_FOLDING = (
+    "tests/finn/test_folding.py tests/finn/test_prices.py",
+    "one program in several files: seen by what is chosen and what it costs",
+)
 ELSEWHERE: dict[str, tuple[str, str]] = {
     "fxfactor/analysis/rows.py": (
         "tests/analysis/test_distributions.py",
@@ -78,6 +82,10 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     **{
         f"fxfactor/finn/process/{name}.py": _RUNNER
         for name in ("cache", "cost_worker", "fast_lookups", "load", "start", "worker")
+    },
+    **{
+        f"fxfactor/finn/process/folding/{name}.py": _FOLDING
+        for name in ("candidates", "connections", "fold", "formulas", "program", "steps")
     },
     "fxfactor/plan/layer_plan.py": ("tests/plan/test_plan.py", "the entry of a plan: no plan without it"),
     "fxfactor/planning/board.py": ("tests/finn/test_costs.py", "needs finn-plus, as all in tests/finn"),

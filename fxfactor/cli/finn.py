@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from fxfactor.cli.options import BOARD, ClockNs, Python, TargetFps
+from fxfactor.cli.options import BOARD, ClockNs, Python
 
 app = typer.Typer(help="From a QONNX file to what it costs on an FPGA.", no_args_is_help=True)
 
@@ -18,6 +18,8 @@ Grouped = Annotated[
     str | None, typer.Option(help="Grouped convolutions as block, split or branches; the cheapest of each if not given")
 ]
 Verify = Annotated[Path | None, typer.Option(help='.npz file with images "x" and the network\'s outputs "y" on them')]
+Frames = Annotated[str, typer.Option(help='Frames per second to fold for, or "max": the fastest that fits the board')]
+Folding = Annotated[str, typer.Option(help="Whose rule folds: fxfactor, or finn for comparison")]
 Timeout = Annotated[float, typer.Option(help="Seconds until FINN is stopped")]
 Cache = Annotated[Path | None, typer.Option(help="Folder for models kept between calls")]
 
@@ -38,19 +40,21 @@ def check(file: File) -> None:
 def estimate(
     file: File,
     board: Annotated[str, BOARD] = "ZCU104",
-    target_fps: TargetFps = 1000,
+    target_fps: Frames = "1000",
     clock_ns: ClockNs = 5.0,
     grouped: Grouped = None,
+    folding: Folding = "fxfactor",
     verify: Verify = None,
     python: Python = None,
     timeout_s: Timeout = 3600.0,
     cache: Cache = None,
 ) -> None:
-    """Resources, cycles and frames per second of FILE on a board, as FINN estimates them (lower bounds, no Vivado)."""
+    """Resources, cycles and frames per second of FILE on a board, by our estimates and FINN's own (no Vivado)."""
     from fxfactor.finn.estimation import estimate as run
 
-    options = {"grouped": grouped, "verify": verify, "python": python, "timeout_s": timeout_s, "cache": cache}
-    result = _watched(run, file, board, target_fps, clock_ns, **options)
+    options: dict[str, Any] = {"grouped": grouped, "folding": folding, "verify": verify}
+    options |= {"python": python, "timeout_s": timeout_s, "cache": cache}
+    result = _watched(run, file, board, _frames(target_fps), clock_ns, **options)
     Console().print(result)
 
 
@@ -59,9 +63,10 @@ def prepare(
     folder: Annotated[Path, typer.Argument(help="New folder for the build")],
     file: File,
     board: Annotated[str, BOARD] = "ZCU104",
-    target_fps: TargetFps = 1000,
+    target_fps: Frames = "1000",
     clock_ns: ClockNs = 5.0,
     grouped: Grouped = None,
+    folding: Folding = "fxfactor",
     verify: Verify = None,
     python: Python = None,
     timeout_s: Timeout = 3600.0,
@@ -70,9 +75,15 @@ def prepare(
     """Write FOLDER: model, build configurations for FINN and FINN+, folding, sample input and output, HLS and RTL sources."""
     from fxfactor.finn.preparation import prepare as run
 
-    options = {"grouped": grouped, "verify": verify, "python": python, "timeout_s": timeout_s, "cache": cache}
-    result = _watched(run, folder, file, board, target_fps, clock_ns, **options)
+    options: dict[str, Any] = {"grouped": grouped, "folding": folding, "verify": verify}
+    options |= {"python": python, "timeout_s": timeout_s, "cache": cache}
+    result = _watched(run, folder, file, board, _frames(target_fps), clock_ns, **options)
     Console().print(f"{result.folder}: sources of {result.generated} layers; read README.md there.")
+
+
+def _frames(text: str) -> Any:
+    """The number in `text`, and what is no number as it is."""
+    return int(text) if text.isdigit() else text
 
 
 def _watched(run: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

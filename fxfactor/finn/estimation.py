@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from fxfactor.errors import FinnError
-from fxfactor.finn.boards import Resources
+from fxfactor.finn.boards import Resources, notes
 from fxfactor.finn.grouped import check_form, choose_forms, chooser, in_order
 from fxfactor.finn.integer.execute import execute
 from fxfactor.finn.integer.forms import Form
@@ -26,9 +26,11 @@ from fxfactor.finn.process.cache import default_cache, publish, sweep
 from fxfactor.finn.process.load import IntegerNetwork, load_images, load_integers
 from fxfactor.finn.process.start import WORKER, events, explain
 from fxfactor.finn.process.worker import VERSION
-from fxfactor.finn.result import Estimate, GroupedForm, HardwareLayer, Step
-from fxfactor.finn.target import Target
+from fxfactor.finn.result import CONVERTERS, FIFOS, Estimate, GroupedForm, HardwareLayer, Step
+from fxfactor.finn.target import Folding, Frames, Target
 from fxfactor.storage.qonnx import export
+
+UNITS = {"lut": "LUTs", "bram18": "18 kbit block RAMs", "dsp": "DSP slices", "uram": "UltraRAMs"}
 
 FORMAT = 2
 """Part of the cache key: raise it when the worker's steps change."""
@@ -39,10 +41,11 @@ Progress = Callable[[str], None]
 def estimate(
     file: str | Path,
     board: str = "ZCU104",
-    target_fps: int = 1000,
+    target_fps: Frames = 1000,
     clock_ns: float = 5.0,
     *,
     grouped: Form | None = None,
+    folding: Folding = "fxfactor",
     verify: Any = None,
     images_per_step: int = 1,
     tolerance: float = 1e-5,
@@ -51,17 +54,21 @@ def estimate(
     cache: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Estimate:
-    """What `file`, a QONNX network, costs on `board` for `target_fps` frames per second, as FINN estimates it.
+    """What `file`, a QONNX network, costs on `board` for `target_fps` frames per second, by FINN's estimators and ours.
 
     Before: a file that `fxfactor.export(qmodel, file, target="finn")` wrote. After: look-up tables, block RAMs, DSPs,
     UltraRAMs, cycles and frames per second, per layer and in total. The network is turned into integers here
     (`fxfactor.finn.integer`), then FINN's steps run in another process: conversion to hardware layers, bit widths,
-    partition, specialisation for the board, folding, reports. No Vivado is needed and nothing is synthesised, so the
-    figures are FINN's analytic lower bounds.
+    partition, specialisation for the board, folding, reports. No Vivado is needed and nothing is synthesised. Beside FINN's
+    own figures stand ours, which count what FINN's leave out (`fxfactor.finn.Estimate`); both are estimates.
+
+    `folding="fxfactor"` chooses parallelism and memory of all layers together: fast enough for `target_fps`, within what the
+    board has by our figures, and the least sum of shares of it; `target_fps="max"` takes the fastest that fits.
+    `folding="finn"` is FINN's own rule, layer by layer, which knows nothing of the board.
 
     `grouped`: how a grouped convolution is built: "block" (one matrix unit for all groups, a hardware layer of fxfactor's own
     with FINN's RTL), "split" (a matrix unit for each group behind one window generator) or "branches" (a convolution for each
-    group; FINN's depthwise units for depthwise ones). None takes the cheapest for each layer on this board, by FINN's figures;
+    group; FINN's depthwise units for depthwise ones). None takes the cheapest for each layer on this board, by our estimates;
     `Estimate.grouped` says which and why.
 
     `verify=(images, outputs)`, or an .npz file with "x" and "y": the network in integers is compared with these outputs of
@@ -73,11 +80,13 @@ def estimate(
     `clock_ns` is the clock period in nanoseconds. `python` is the interpreter of an environment with finn-plus, this one
     if not given. Models are kept in `cache`, so that another target or clock on the same board repeats only folding.
 
-    Raises FinnError where a rule is broken, FINN is missing or of another version, a step fails or changes the result,
+    Raises FinnError where a rule is broken, no folding is fast enough or fits the board (it names the layer, or the resource
+    that binds and the least it needs), FINN is missing or of another version, a step fails or changes the result,
     `timeout_s` seconds pass, or the process dies. Nothing is left behind then.
     """
     target = Target(board, clock_ns, target_fps, python)
-    job = Job(Path(file), target, verify, images_per_step, tolerance, timeout_s, cache, progress, grouped=grouped)
+    options: Any = {"grouped": grouped, "folding": folding}
+    job = Job(Path(file), target, verify, images_per_step, tolerance, timeout_s, cache, progress, **options)
     with job.folder() as folder:
         return job.run(folder).estimate()
 
@@ -101,15 +110,19 @@ class Outcome:
         """The result of `fxfactor.finn.estimate`."""
         reports, target = self.reports["reports"], self.job.target
         layers = _layers(self.reports, self.network)
-        total = sum((layer.resources for layer in layers), Resources(0, 0, 0, 0))
+        none, prices = Resources(0, 0, 0, 0), self.reports["prices"]
         performance = reports["estimate_network_performance"]
         return Estimate(
             board=target.board,
             part=self.reports["part"],
             clock_ns=target.clock_ns,
             target_fps=target.target_fps,
+            folding=self.job.folding,
             layers=layers,
-            total=total,
+            total=sum((layer.resources for layer in layers), none),
+            finn_total=sum((layer.finn for layer in layers), none),
+            silent=tuple(prices["silent"]),
+            notes=(*notes(target.board), *_notes(prices)),
             available=target.available,
             fps=performance["estimated_throughput_fps"],
             latency_ms=performance["estimated_latency_ns"] / 1e6,
@@ -136,9 +149,19 @@ class Job:
     generate: bool = False
     """Whether FINN's code generation runs at the end."""
     grouped: Form | None = None
+    folding: Folding = "fxfactor"
+    must_fit: bool = True
+    """Whether a network that fits in no folding is an error; else it is folded to the least shares."""
 
     def __post_init__(self) -> None:
         check_form(self.grouped)
+        if self.folding not in ("fxfactor", "finn"):
+            raise FinnError(f'required: folding="fxfactor" or "finn"; found: {self.folding!r}')
+        if self.folding == "finn" and self.target.target_fps == "max":
+            raise FinnError(
+                'required: a number of frames per second with folding="finn"; found: "max"; FINN\'s rule knows nothing of '
+                'the board: take folding="fxfactor"'
+            )
 
     @property
     def store(self) -> Path:
@@ -167,6 +190,9 @@ class Job:
             "images": str(folder / "images.npz"),
             "images_per_step": self.images_per_step if self.verify else 0,
             "generate": self.generate,
+            "fold_by": self.folding,
+            "available": asdict(self.target.available),
+            "must_fit": self.must_fit,
         }
         compared = self._write_images(folder / "images.npz", network)
         kept = self.store / self._key(network)
@@ -251,6 +277,8 @@ class Job:
                 outcome.software, outcome.floating = tuple(partition["software"]), tuple(partition["floating"])
         elif kind == "generated":
             outcome.generated, outcome.finn = event["folders"], event["finn"]
+        elif kind == "stop" and event["kind"] == "infeasible":
+            raise FinnError(_infeasible(event, self.target, outcome.network))
         elif kind == "stop":
             raise FinnError(explain(event))
 
@@ -258,21 +286,66 @@ class Job:
 def _layers(reports: dict[str, Any], network: IntegerNetwork) -> tuple[HardwareLayer, ...]:
     cycles = reports["reports"]["estimate_layer_cycles"]
     resources = reports["reports"]["estimate_layer_resources"]
-    tensors: dict[str, list[str]] = reports["tensors"]
-    reader = {name: tensors[node][0] for node, names in tensors.items() for name in names[1:]}
-    graph = network.model.graph
-    known = {value.name for value in (*graph.value_info, *graph.output)}
+    sites, prices = _sites(reports["tensors"], network), reports["prices"]
     layers = []
     for node, used in resources.items():
         if node == "total":
             continue
-        found = Resources(round(used["LUT"]), round(used["BRAM_18K"]), round(used["DSP"]), round(used["URAM"]))
-        # FINN renames the last tensor and gives new names to those it adds: the next tensor tells what they belong to
-        output, *inputs = tensors[node]
-        candidates = (output, reader.get(output, graph.output[0].name), *inputs)
-        site = _plain(next((name for name in candidates if name in known), graph.output[0].name))
-        layers.append(HardwareLayer(node, reports["kinds"][node], site, int(cycles.get(node, 0)), found))
+        finns = Resources(round(used["LUT"]), round(used["BRAM_18K"]), round(used["DSP"]), round(used["URAM"]))
+        ours = _rounded(prices["layers"][node])
+        layers.append(HardwareLayer(node, reports["kinds"][node], sites[node], int(cycles.get(node, 0)), ours, finns))
+    for stream in prices["streams"]:
+        site = FIFOS if stream["kind"] == "StreamingFIFO" else CONVERTERS
+        name = f"{stream['kind']} before {stream['reader']}"
+        layers.append(HardwareLayer(name, stream["kind"], site, 0, _rounded(stream["costs"]), Resources(0, 0, 0, 0)))
     return tuple(layers)
+
+
+def _rounded(costs: list[float]) -> Resources:
+    lut, bram18, dsp, uram = map(round, costs)
+    return Resources(lut, bram18, dsp, uram)
+
+
+def _sites(tensors: dict[str, list[str]], network: IntegerNetwork) -> dict[str, str]:
+    """Hardware layer -> the module or node of the network that it belongs to."""
+    reader = {name: each[0] for each in tensors.values() for name in each[1:]}
+    graph = network.model.graph
+    known = {value.name for value in (*graph.value_info, *graph.output)}
+    found = {}
+    for node, (output, *inputs) in tensors.items():
+        # FINN renames the last tensor and gives new names to those it adds: the next tensor tells what they belong to
+        candidates = (output, reader.get(output, graph.output[0].name), *inputs)
+        found[node] = _plain(next((name for name in candidates if name in known), graph.output[0].name))
+    return found
+
+
+def _notes(prices: dict[str, Any]) -> tuple[str, ...]:
+    """What the chosen folding asks of the user."""
+    if not prices["written"]:
+        return ()
+    return (
+        f"The weights of {', '.join(prices['written'])} lie in UltraRAM, which is empty after start: FINN's driver writes them "
+        "(runtime_writeable_weights).",
+    )
+
+
+def _infeasible(event: dict[str, Any], target: Target, network: IntegerNetwork) -> str:
+    """Why no folding does: the layer that is too slow, or the resource that binds."""
+    where = f"{target.frames} on {target.board} at {1000 / target.clock_ns:.0f} MHz"
+    if "layer" in event:
+        site = _sites(event["tensors"], network)[event["layer"]]
+        fps = 1e9 / target.clock_ns / event["fastest"]
+        return (
+            f"required: {where}; found: {event['layer']} ({site}) takes {event['fastest']:,} cycles per frame at least, "
+            f"{fps:,.0f} frames/s; ask for fewer, or for a shorter clock period"
+        )
+    if event["resource"] is None:
+        return f"required: a folding for {where}; found: none within all that the board has; ask for fewer frames per second"
+    beside = " beside what the board has of the others" if event["beside"] else ""
+    return (
+        f"required: at most {event['limit']:,.0f} {UNITS[event['resource']]} for {where}; found: every folding needs at least "
+        f"{event['least']:,.0f}{beside}; ask for fewer frames per second, fewer bits, a higher level or a larger board"
+    )
 
 
 def _plain(tensor: str) -> str:
@@ -284,8 +357,13 @@ def _plain(tensor: str) -> str:
 
 
 def estimate_network(qmodel: GraphModule, example: Tensor, target: Target) -> Estimate:
-    """FINN's estimates of a quantized network, nothing kept. Raises FxfactorError where FINN does not take it."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "network.onnx"
+    """The estimates of a quantized network, nothing kept, whether or not it fits the board.
+
+    Raises FxfactorError where FINN does not take it, or no folding is as fast as the target asks.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        file = Path(name) / "network.onnx"
         export(qmodel, file, target="finn", example_inputs=example)
-        return estimate(file, target.board, target.target_fps, target.clock_ns, python=target.python, cache=folder)
+        job = Job(file, target, cache=name, must_fit=False)
+        with job.folder() as folder:
+            return job.run(folder).estimate()

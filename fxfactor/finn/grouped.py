@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from fxfactor.errors import FinnError
 from fxfactor.finn.integer.forms import FORMS, Choose, Form, GroupedConvolution
@@ -12,6 +13,10 @@ from fxfactor.finn.target import Target
 
 NARROW_ONLY = ("Pynq-Z1", "Pynq-Z2")
 """Boards whose DSPs (DSP48E1) multiply only weights above the least value of their datatype; FINN uses HLS for others."""
+
+
+_FAST_CYCLES = 10_000
+"""Cycles for one frame at which forms are compared where the network shall be as fast as the board allows."""
 
 
 def check_form(grouped: str | None) -> None:
@@ -35,6 +40,8 @@ def choose_forms(layers: Sequence[GroupedConvolution], target: Target, wanted: F
     A depthwise convolution has no form "split": its branches are FINN's depthwise units. Cost: where there is a choice, one
     process that imports FINN. Raises FinnError where FINN is missing, or a layer has no form on this board.
     """
+    if target.target_fps == "max":
+        target = replace(target, target_fps=round(1e9 / target.clock_ns / _FAST_CYCLES))
     possible = {layer.tensor: forms_on(target.board, layer) for layer in layers}
     for layer in layers:
         if not possible[layer.tensor]:

@@ -10,7 +10,7 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ Chain = tuple[Node, ...]
 """Layers that are folded together: one, or a window generator with the depthwise unit that reads it."""
 
 Prices = dict[str, float]
-"""lut, bram (18 kbit), dsp, and cycles per frame."""
+"""lut, bram (18 kbit), dsp, uram, and cycles per frame."""
 
 
 @dataclass(frozen=True)
@@ -195,20 +195,21 @@ def forms_of(layer: Geometry) -> tuple[Form, ...]:
 def cheapest(forms: Mapping[Form, Prices], target: Target) -> Form:
     """The form that takes the smallest share of the board among those fast enough; the fastest where none is.
 
-    The share is the sum over LUTs, block RAMs and DSPs, each as a part of what the board has.
+    The share is the sum over LUTs, block RAMs, DSPs and UltraRAMs, each as a part of what the board has.
     """
-    has = {"lut": target.available.lut, "bram": target.available.bram18, "dsp": target.available.dsp}
+    there = target.available
+    has = {"lut": there.lut, "bram": there.bram18, "dsp": there.dsp, "uram": there.uram}
 
     def rank(form: Form) -> tuple[float, float]:
         prices = forms[form]
-        return max(prices["cycles"], target.cycles), sum(prices[name] / count for name, count in has.items())
+        return max(prices["cycles"], target.cycles), sum(prices[name] / count for name, count in has.items() if count)
 
     return min(forms, key=rank)
 
 
 def total(wanted: Sequence[Chain], prices: Mapping[Chain, Prices]) -> Prices:
-    """Sums of LUTs, block RAMs and DSPs over chains, and the most cycles among them."""
-    sums = {name: sum(prices[chain][name] for chain in wanted) for name in ("lut", "bram", "dsp")}
+    """Sums of LUTs, block RAMs, DSPs and UltraRAMs over chains, and the most cycles among them."""
+    sums = {name: sum(prices[chain][name] for chain in wanted) for name in ("lut", "bram", "dsp", "uram")}
     return {**sums, "cycles": max(prices[chain]["cycles"] for chain in wanted)}
 
 
@@ -257,9 +258,11 @@ def _node(kind: str, **attributes: Any) -> Node:
 
 
 def price(wanted: Sequence[Chain], target: Target) -> dict[Chain, Prices]:
-    """What FINN's cost functions say for each chain, folded to the target's frames per second by FINN's SetFolding.
+    """What each chain costs by our prices, folded to the target's frames per second as `fxfactor.finn.estimate` folds it.
 
-    Cost: one process that imports FINN, and about 3 ms for every different chain.
+    It is the candidate of the least sum of shares of the board: what the whole network gets too where no resource is short
+    and no width converter is saved by another choice. Cost: one process that imports FINN, and some 20 ms for every
+    different chain.
     Raises FinnError where FINN is missing or of another version, or refuses.
     """
     different = list(dict.fromkeys(wanted))
@@ -270,6 +273,7 @@ def price(wanted: Sequence[Chain], target: Target) -> dict[Chain, Prices]:
             "board": target.board,
             "clock_ns": target.clock_ns,
             "target_fps": target.target_fps,
+            "available": asdict(target.available),
             "chains": [[(kind, dict(attributes)) for kind, attributes in chain] for chain in different],
         }
         (Path(folder) / "request.json").write_text(json.dumps(request))

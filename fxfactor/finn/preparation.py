@@ -21,7 +21,7 @@ from fxfactor.finn.integer.forms import Form
 from fxfactor.finn.process.start import WORKER
 from fxfactor.finn.process.worker import VERSION
 from fxfactor.finn.result import Estimate
-from fxfactor.finn.target import Target
+from fxfactor.finn.target import Folding, Frames, Target
 
 STEPS = (
     "step_convert_to_hw",
@@ -74,10 +74,11 @@ def prepare(
     folder: str | Path,
     file: str | Path,
     board: str = "ZCU104",
-    target_fps: int = 1000,
+    target_fps: Frames = 1000,
     clock_ns: float = 5.0,
     *,
     grouped: Form | None = None,
+    folding: Folding = "fxfactor",
     verify: Any = None,
     python: str | Path | None = None,
     timeout_s: float = 3600.0,
@@ -100,7 +101,15 @@ def prepare(
         raise FinnError(f"required: a new or empty folder; found: {target} is in use; choose another")
     wanted = Target(board, clock_ns, target_fps, python)
     job = Job(
-        Path(file), wanted, verify, timeout_s=timeout_s, cache=cache, progress=progress, generate=True, grouped=grouped
+        Path(file),
+        wanted,
+        verify,
+        timeout_s=timeout_s,
+        cache=cache,
+        progress=progress,
+        generate=True,
+        grouped=grouped,
+        folding=folding,
     )
     target.parent.mkdir(parents=True, exist_ok=True)
     with job.folder() as running, tempfile.TemporaryDirectory(prefix=".prepare-", dir=target.parent) as draft:
@@ -155,6 +164,7 @@ def _texts(estimate: Estimate, generated: int, has_blocks: bool) -> dict[str, st
         "version": VERSION,
         "generated": generated,
         "fps": f"{estimate.fps:,.0f}",
+        "notes": "".join(f"\n{note}\n" for note in estimate.notes),
         "plus_steps": "\n".join(f"  - {step}" for step in (*blocks, *STEPS)),
         "import": "from grouped_mvau import step_register_mvau_grouped\n" if has_blocks else "",
         "first": "    step_register_mvau_grouped,\n" if has_blocks else "",

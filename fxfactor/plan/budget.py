@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from fxfactor.errors import PreconditionError
 
 SOFTWARE = ("macs", "bops", "weight_bits")
-HARDWARE = ("lut", "bram", "dsp", "cycles")
+HARDWARE = ("lut", "bram", "dsp", "cycles", "uram")
 UNITS = {
     "macs": "MACs",
     "bops": "BOPs",
@@ -18,6 +18,7 @@ UNITS = {
     "bram": "18 kbit block RAMs",
     "dsp": "DSP slices",
     "cycles": "cycles per frame",
+    "uram": "UltraRAMs",
 }
 
 
@@ -26,9 +27,9 @@ class Budget:
     """Upper limits on what a network costs for one image; None where there is none.
 
     An int, or a float above 1, is an absolute number: MACs, BOPs (MACs · weight bits · activation bits), bits of weights,
-    FINN's look-up tables, 18 kbit block RAMs and DSP slices, cycles per frame of the slowest layer. A float of at most 1
-    is a share: for macs, bops and weight_bits of the network in one piece at 32 bits, for lut, bram and dsp of what the
-    board has.
+    look-up tables, 18 kbit block RAMs, DSP slices and UltraRAMs by the estimates of `fxfactor.finn`, cycles per frame of the
+    slowest layer. A float of at most 1 is a share: for macs, bops and weight_bits of the network in one piece at 32 bits, for
+    lut, bram, dsp and uram of what the board has.
 
     >>> Budget(bops=0.05)
     Budget(bops=0.05)
@@ -41,6 +42,7 @@ class Budget:
     bram: float | None = None
     dsp: float | None = None
     cycles: float | None = None
+    uram: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in self.given().items():

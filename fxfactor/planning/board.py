@@ -1,8 +1,8 @@
 """What each choice of a search costs on an FPGA, and what FINN says the whole found network costs.
 
-Costs per site and choice come from FINN's own cost functions (`fxfactor.finn.layer_costs`): its padding, windows, matrix or
-depthwise units and thresholds, folded to the target's frames per second. What belongs to no site (additions, copies of
-streams, pooling) is what FINN's estimate of a whole network has beyond the sum over its sites.
+Costs per site and choice come from `fxfactor.finn.layer_costs`: padding, windows, matrix or depthwise units and thresholds,
+folded and priced as `fxfactor.finn.estimate` does it for a whole network. What belongs to no site (additions, copies of
+streams, pooling, width converters, deep FIFOs) is what the estimate of a whole network has beyond the sum over its sites.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from fxfactor.quantization.brevitas_layers import is_signed
 from fxfactor.quantization.levels import integer_range, rounded_weight
 from fxfactor.recipe import transform
 
-SUMMED = ("lut", "bram", "dsp")
+SUMMED = ("lut", "bram", "dsp", "uram")
 _MOST_ATTEMPTS = 8
 
 Forms = Mapping[Form, tuple[Chain, ...]]
@@ -54,12 +54,14 @@ Forms = Mapping[Form, tuple[Chain, ...]]
 
 def board_limits(budget: Budget, whole: Mapping[str, float], target: Target) -> dict[str, float]:
     """The limits of a budget, and those that hold on any board: what it has, and the cycles for one frame."""
-    return {**board_has(target), **budget.limits(whole), "cycles": float(target.cycles)}
+    limits = {**board_has(target), **budget.limits(whole), "cycles": float(target.cycles)}
+    return {name: limit for name, limit in limits.items() if limit > 0}  # a board without UltraRAM has no use for it
 
 
 def board_has(target: Target) -> dict[str, float]:
-    """LUTs, 18 kbit block RAMs and DSPs of the board."""
-    return {"lut": target.available.lut, "bram": target.available.bram18, "dsp": target.available.dsp}
+    """LUTs, 18 kbit block RAMs, DSPs and UltraRAMs of the board."""
+    there = target.available
+    return {"lut": there.lut, "bram": there.bram18, "dsp": there.dsp, "uram": there.uram}
 
 
 def target_of(board: str, clock_ns: float, target_fps: int, cycles: float | None, python: Any) -> Target:
@@ -95,7 +97,13 @@ def estimate_plan(model: nn.Module, plan: Plan, example: Tensor, target: Target)
     """What FINN estimates for the network that a plan makes: exported and taken through FINN's steps."""
     found = estimate_network(transform(model, plan=plan, example_inputs=example), example, target)
     total = found.total
-    return {"lut": total.lut, "bram": total.bram18, "dsp": total.dsp, "cycles": found.bottleneck.cycles}
+    return {
+        "lut": total.lut,
+        "bram": total.bram18,
+        "dsp": total.dsp,
+        "uram": total.uram,
+        "cycles": found.bottleneck.cycles,
+    }
 
 
 def plan_within(
@@ -121,7 +129,7 @@ def plan_within(
         sites = plan.explain().totals
         rest = {name: whole[name] - sites[name] for name in SUMMED}
         margin = 0.01 * attempt
-        left.update({name: max(1.0, limits[name] * (1 - margin) - rest[name]) for name in SUMMED})
+        left.update({name: max(1.0, limits[name] * (1 - margin) - rest[name]) for name in SUMMED if name in limits})
         try:
             plan = quick(left)
         except PreconditionError as error:
@@ -133,7 +141,7 @@ def plan_within(
     else:
         raise PreconditionError(
             f"{_MOST_ATTEMPTS - 1} plans on {target} had more than the limits as FINN estimates them, the last one by "
-            f"{max(whole[name] / limits[name] for name in whole) - 1:.1%}; raise the budget by so much"
+            f"{max(whole[name] / limit for name, limit in limits.items() if name in whole) - 1:.1%}; raise the budget by so much"
         )
     better = thorough(left)
     if better != plan:
@@ -146,7 +154,7 @@ def plan_within(
 
 
 def _within(whole: Prices, limits: Mapping[str, float]) -> bool:
-    return all(whole[name] <= limits[name] for name in whole)
+    return all(whole[name] <= limit for name, limit in limits.items() if name in whole)
 
 
 def _first(limits: Mapping[str, float], quick: Callable[[Mapping[str, float]], Plan]) -> Plan:

@@ -2,7 +2,7 @@
 
 It needs finn-plus and nothing of fxfactor, so that it can run in another environment. It reads a request (JSON file) and
 sends events to a file descriptor, as worker.py does. The layers stand in one model without a network around them: FINN
-chooses HLS or RTL for each, folds it to the target, and its cost functions are called.
+chooses HLS or RTL for each, `folding/` folds it to the target by itself, and its prices are asked.
 """
 
 from __future__ import annotations
@@ -57,37 +57,28 @@ def build(chains: list[Any], part: str) -> tuple[Any, list[list[Any]]]:
     return model, [[next(placed) for _ in members] for members in nodes]
 
 
-def price(request: dict[str, Any], fold_grouped: Any) -> list[dict[str, int]]:
-    """LUTs, 18 kbit block RAMs, DSPs and cycles per frame of every chain, the cycles of its slowest layer."""
+def price(request: dict[str, Any], folding: Any) -> list[dict[str, float]]:
+    """LUTs, 18 kbit block RAMs, DSPs, UltraRAMs and cycles per frame of every chain, the cycles of its slowest layer.
+
+    Each chain is folded and priced as `folding` does it in a whole network, its width converters left out.
+    """
     from finn.builder.build_dataflow_config import DataflowBuildConfig
-    from finn.transformation.fpgadataflow.set_folding import SetFolding
     from qonnx.custom_op.registry import getCustomOp
 
     config = DataflowBuildConfig(
         output_dir=request["folder"],
         board=request["board"],
         synth_clk_period_ns=request["clock_ns"],
-        target_fps=request["target_fps"],
         generate_outputs=[],
     )
-    part = config._resolve_fpga_part()
-    model, chains = build(request["chains"], part)
-    model.transform = lambda *_: model  # SetFolding tidies up behind itself, which takes minutes on 2,000 loose layers
-    SetFolding(
-        config._resolve_cycles_per_frame(), mvau_wwidth_max=config.mvau_wwidth_max, two_pass_relaxation=False
-    ).apply(model)
-    fold_grouped(model, config._resolve_cycles_per_frame(), part)
+    part, board = config._resolve_fpga_part(), folding.available(request)
+    _, chains = build(request["chains"], part)
+    most_cycles = int(1e9 / request["clock_ns"] / request["target_fps"])
     prices = []
     for members in chains:
-        layers: list[Any] = [getCustomOp(node) for node in members]
-        prices.append(
-            {
-                "lut": sum(round(layer.lut_estimation(part)) for layer in layers),
-                "bram": sum(round(layer.bram_estimation(part)) for layer in layers),
-                "dsp": sum(round(layer.dsp_estimation(part)) for layer in layers),
-                "cycles": max(int(layer.get_exp_cycles()) for layer in layers),
-            }
-        )
+        layers = [getCustomOp(node) for node in members]
+        (lut, bram18, dsp, uram), cycles = folding.cheapest(layers, part, board, most_cycles, board[3] > 0)
+        prices.append({"lut": lut, "bram": bram18, "dsp": dsp, "uram": uram, "cycles": cycles})
     return prices
 
 
@@ -101,8 +92,8 @@ def main(arguments: list[str]) -> int:
     try:
         worker.require_finn()
         worker.load("fast_lookups").use_fast_lookups()
-        prices = price(request, worker.load("grouped_mvau").fold)
-        channel.send({"event": "prices", "step": "pricing", "prices": prices})
+        worker.load("grouped_mvau")
+        channel.send({"event": "prices", "step": "pricing", "prices": price(request, worker.load_folding())})
     except worker.Stop as stop:
         channel.send(stop.event)
         return 1

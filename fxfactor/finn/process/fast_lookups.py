@@ -14,11 +14,15 @@ from typing import Any
 
 def use_fast_lookups() -> None:
     """Replace the slow methods of qonnx' ModelWrapper and of three transformations, in this process."""
+    from functools import cache
+
     from finn.transformation.fpgadataflow.minimize_accumulator_width import MinimizeAccumulatorWidth
+    from qonnx.core import datatype
     from qonnx.core.modelwrapper import ModelWrapper
     from qonnx.transformation.general import SortGraph
     from qonnx.transformation.infer_shapes import InferShapes
 
+    datatype.resolve_datatype = cache(datatype.resolve_datatype)  # a type is parsed from its name at every question
     ModelWrapper.transform = _without_copies(ModelWrapper.transform)
     ModelWrapper.get_tensor_valueinfo = _value_info
     ModelWrapper.get_tensor_shape = _shape(ModelWrapper.get_tensor_shape)
@@ -28,7 +32,7 @@ def use_fast_lookups() -> None:
     ModelWrapper.find_producer = _producer
     ModelWrapper.find_consumers = _consumers
     InferShapes.apply = _where(_lacks_shapes, InferShapes.apply)
-    SortGraph.apply = _where(_is_unsorted, SortGraph.apply)
+    SortGraph.apply = _sort
     MinimizeAccumulatorWidth.apply = _minimize_in_order
 
 
@@ -183,12 +187,25 @@ def _lacks_shapes(model: Any) -> bool:
     return not all(name in shaped for node in graph.node for name in node.output if name)
 
 
-def _is_unsorted(model: Any) -> bool:
-    """Whether a node stands before one that it needs, or needs nothing at all (sorting would drop that one)."""
+def _sort(self: Any, model: Any) -> Any:
+    """qonnx' order, level by level: FINN numbers layers by it, and a folding configuration names them so.
+
+    As there, a node that needs nothing is dropped. Nodes are only moved where the order is another one.
+    """
+    from toposort import toposort_flatten
+
     graph = model.graph
-    known = {value.name for values in (graph.input, graph.initializer) for value in values}
-    for node in graph.node:
-        if not node.input or not all(name in known or not name for name in node.input):
-            return True
-        known.update(node.output)
-    return False
+    nodes = list(graph.node)
+    if len(nodes) == 1:
+        return model, False
+    makers = {name: index for index, node in enumerate(nodes) for name in node.output}
+    given = {value.name for values in (graph.input, graph.initializer) for value in values}
+    needs = {index: {makers[name] for name in node.input if name in makers} for index, node in enumerate(nodes)}
+    order = toposort_flatten(
+        {index: before for index, before in needs.items() if before or given.intersection(nodes[index].input)}
+    )
+    if order != list(range(len(nodes))):
+        copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
+        del graph.node[:]
+        graph.node.extend(copies[index] for index in order)
+    return model, False

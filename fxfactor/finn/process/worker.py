@@ -94,6 +94,23 @@ def load(name: str) -> Any:
     return module
 
 
+def load_folding() -> Any:
+    """The package `folding`, which lies beside this file, by its path: its module that folds and prices models."""
+    from importlib import import_module
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    if "fxfactor_folding" not in sys.modules:
+        folder = Path(__file__).with_name("folding")
+        spec = spec_from_file_location(
+            "fxfactor_folding", folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules["fxfactor_folding"] = module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["fxfactor_folding"])
+    return import_module("fxfactor_folding.steps")
+
+
 class Run:
     """One request: the model on its way through the steps, and the check after each of them."""
 
@@ -116,7 +133,7 @@ class Run:
             board=request.get("board"),
             fpga_part=request.get("part"),
             synth_clk_period_ns=request["clock_ns"],
-            target_fps=request["target_fps"],
+            target_fps=None if request["target_fps"] == "max" else request["target_fps"],
             folding_config_file=request.get("folding"),
             shell_flow_type=ShellFlowType.VIVADO_ZYNQ,
             generate_outputs=[DataflowOutputType.ESTIMATE_REPORTS],
@@ -142,8 +159,11 @@ class Run:
         else:
             model, self.parent = ModelWrapper(f"{cached}/board.onnx"), Path(cached) / "parent.onnx"
             self.check("integers", ModelWrapper(self.request["model"]))
-        grouped_mvau.fold(model, config._resolve_cycles_per_frame(), config._resolve_fpga_part())
-        for step in STEPS_TO_FOLDING:
+        if self.request["fold_by"] == "fxfactor":
+            config = self.fold(model, config)
+        else:
+            grouped_mvau.fold(model, config._resolve_cycles_per_frame(), config._resolve_fpga_part())
+        for step in STEPS_TO_FOLDING[self.request["fold_by"] == "fxfactor" :]:
             model = self.step(step, model, config, every_image=step == STEPS_TO_FOLDING[-1])
             if step == STEPS_TO_FOLDING[0]:
                 grouped_mvau.settle_reshapes(model, self.folder / "out" / "report" / "auto_folding_config.json")
@@ -151,6 +171,21 @@ class Run:
         self.send_reports(model)
         if self.request.get("generate"):
             self.generate(model, config)
+
+    def fold(self, model: Any, config: Any) -> Any:
+        """Choose the folding of all layers together; the configuration by which FINN's own step applies it."""
+        folding = load_folding()
+        self.channel.send({"event": "begin", "step": "folding"})
+        started, file = time.monotonic(), self.folder / "out" / "report" / "auto_folding_config.json"
+        try:
+            done = folding.write(model, config, self.request, file)
+        except folding.Infeasible as error:
+            tensors = {node.name: list(node.output) + list(node.input) for node in model.graph.node}
+            raise Stop("infeasible", step="folding", tensors=tensors, **error.facts) from error
+        self.channel.send({"event": "end", "step": "folding", "seconds": time.monotonic() - started})
+        self.channel.send({"event": "folded", **done})
+        self.request["folding"] = str(file)
+        return self.config()
 
     def step(self, name: str, model: Any, config: Any, check: bool = True, every_image: bool = False) -> Any:
         """Run one of FINN's steps, report it, and compare what the model computes now."""
@@ -240,7 +275,9 @@ class Run:
         tensors = {node.name: list(node.output) + list(node.input) for node in model.graph.node}
         kinds = {node.name: node.op_type for node in model.graph.node}
         part = self.config()._resolve_fpga_part()
-        self.channel.send({"event": "reports", "reports": reports, "tensors": tensors, "kinds": kinds, "part": part})
+        prices = load_folding().price(model, part, self.request)
+        event = {"event": "reports", "reports": reports, "tensors": tensors, "kinds": kinds, "part": part}
+        self.channel.send({**event, "prices": prices})
 
     def generate(self, model: Any, config: Any) -> None:
         """FINN's code generation: HLS and RTL sources of every layer, nothing synthesised."""

@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
-from fxfactor.finn.result import Estimate
+from fxfactor.finn.result import CAVEAT, Estimate
 from fxfactor.report.html import cards, folded, table
 
 _RESOURCES = ("lut", "bram18", "dsp", "uram")
 _KNOWN = {"fps": "frames/s", "latency_ms": "latency, ms", "bottleneck": "bottleneck",
           "lut": "LUT", "bram18": "BRAM18", "dsp": "DSP", "uram": "URAM", "board": "board", "part": "part",
           "clock_ns": "clock, ns", "target_fps": "wanted frames/s"}  # fmt: skip
-CAVEAT = "FINN's analytic estimates, before synthesis: lower bounds without FIFOs, width converters and the shell."
 
 
 def finn_section(estimate: Any) -> str:
@@ -23,9 +22,11 @@ def finn_section(estimate: Any) -> str:
         return ""
     facts = [(_KNOWN[key], _number(data[key]), "") for key in _KNOWN if isinstance(data.get(key), str | int | float)]
     parts = [f'<p class="soft">{CAVEAT}</p>', cards(facts)]
-    total, available = (_as_mapping(data.get(key)) for key in ("total", "available"))
+    total, theirs, available = (_as_mapping(data.get(key)) for key in ("total", "finn_total", "available"))
     if total:
         rows = [("total", *(_number(total.get(name)) for name in _RESOURCES))]
+        if theirs:
+            rows.append(("FINN's own estimate", *(_number(theirs.get(name)) for name in _RESOURCES)))
         if available:
             rows.append(("board has", *(_number(available.get(name)) for name in _RESOURCES)))
             rows.append(("used", *(_share(total.get(name), available.get(name)) for name in _RESOURCES)))
@@ -42,12 +43,14 @@ def finn_section(estimate: Any) -> str:
 
 
 def _layer_table(layers: list[Mapping[str, Any]]) -> str:
-    rows = []
+    both, rows = any("finn" in each for each in layers), []
     for each in layers:
-        resources = _as_mapping(each.get("resources")) or each
+        ours, theirs = _as_mapping(each.get("resources")) or each, _as_mapping(each.get("finn"))
         rows.append((each.get("site"), each.get("kind"), _number(each.get("cycles")),
-                     *(_number(resources.get(name)) for name in _RESOURCES)))  # fmt: skip
-    return table(("site", "kind", "cycles", *(_KNOWN[name] for name in _RESOURCES)), rows, left=2)
+                     *(_number(ours.get(name)) for name in _RESOURCES),
+                     *(_number(theirs.get(name)) for name in _RESOURCES if both)))  # fmt: skip
+    names = [_KNOWN[name] for name in _RESOURCES]
+    return table(("site", "kind", "cycles", *names, *(f"FINN's {name}" for name in names if both)), rows, left=2)
 
 
 def _as_mapping(value: Any) -> Mapping[str, Any]:

@@ -1,0 +1,121 @@
+"""Closed formulas for what FINN's estimators leave out or get wrong, and where each comes from.
+
+Exact ones are read off FINN's RTL (finn-rtllib of finn-plus 1.6.1) or its own estimators; fitted ones are least squares over
+counts of that RTL by Yosys 0.70 (PyPI pyosys, synth_xilinx for UltraScale+), which stand in tests/finn/test_prices.py. Nobody has
+compared them with Vivado yet, whose counts may differ by a third for a single layer.
+"""
+
+from __future__ import annotations
+
+import math
+
+WRITEABLE_MEMORY_LUTS = 60
+"""An AXI-lite port to write a weight memory: two address counters and a word register; assumed, not counted."""
+PADDING_LUTS = 34
+"""FMPadding_rtl, 16 channels of 4 bits, by Yosys."""
+DUPLICATE_LUTS = 10
+"""The handshake of a stream copied in HLS; assumed, not counted."""
+
+_A_WIDTH = {"DSP48E1": 25, "DSP48E2": 27, "DSP58": 27}
+
+
+def dsp_lanes(block: str, weight_bits: int, input_bits: int, narrow: bool) -> int:
+    """Products that one DSP slice makes at once for one input: NUM_LANES of mvu.sv. 4 for 4 × 4 bits, 2 for 8 × 8.
+
+    `block`: DSP48E1, DSP48E2 or DSP58. `narrow`: the weights leave out the lowest number of their type.
+    """
+    wide = _A_WIDTH[block]
+    if wide == weight_bits:
+        return 1
+    return 1 + (wide - (not narrow) - weight_bits) // (weight_bits + input_bits - 1)
+
+
+def matrix_unit_dsps(pe: int, simd: int, lanes: int, block: str, weight_bits: int, input_bits: int) -> int:
+    """DSP slices of an RTL matrix unit, by mvu_vvu_axi.sv: a slice for every input and `lanes` outputs.
+
+    A DSP58 adds up three products of one output where it has no more lanes than that, up to 8 × 9 bits.
+    """
+    if block == "DSP58" and lanes <= 3 and weight_bits <= 8 and input_bits <= 9:
+        return pe * math.ceil(simd / 3)
+    return math.ceil(pe / lanes) * simd
+
+
+def matrix_unit_luts(pe: int, simd: int, lanes: int, weight_bits: int, input_bits: int, sum_bits: int) -> float:
+    """Look-up tables of an RTL matrix unit without its memories. FINN says 0.
+
+    Fitted to 19 counts by Yosys (PE 1 to 16, SIMD 1 to 32, 3 to 8 bits, sums of 12 to 22 bits), all within 12.2 %:
+    54, 1.37 for every bit of the adders that sum up SIMD products of `lane` bits for every output, 7.8 for every input and
+    output that shares its DSP slice with one below (what flows over into it is found and taken back), 3.4 for every bit that
+    its sums have beyond the lane. Exact are the shift registers of the output queue, one for every bit.
+    """
+    lane = weight_bits + input_bits - 1
+    shared = pe - math.ceil(pe / lanes)
+    logic = 54 + 1.37 * pe * (simd - 1) * lane + 7.82 * shared * simd + 3.36 * shared * max(0, sum_bits - lane)
+    return logic + pe * sum_bits
+
+
+def replay_memory(words: int, width: int) -> tuple[int, int]:
+    """Look-up tables and 18 kbit block RAMs of the buffer in which a matrix unit keeps its inputs for all outputs.
+
+    Rows are a power of two (replay_buffer.sv). Up to 64 of them lie in look-up tables by Yosys, and up to 2 kbit at any depth.
+    FINN counts none. A unit that computes all outputs at once has no such buffer.
+    """
+    rows = 2 ** math.ceil(math.log2(max(words, 2)))
+    if rows <= 32:
+        return 8 * math.ceil(width / 14), 0
+    if rows <= 64:
+        return 8 * math.ceil(width / 7), 0
+    if rows * width < 2048:
+        return width * math.ceil(rows / 32), 0
+    return 0, block_rams(width, rows)
+
+
+def threshold_luts(pe: int, bits: int, input_bits: int, memory: int) -> float:
+    """Look-up tables of RTL thresholds: `memory` of them by `rom_luts`, the rest in comparators. FINN counts memory only.
+
+    Fitted to 7 counts by Yosys with random thresholds (10 to 16 bits wide, outputs of 2 to 6 bits, PE 1 to 16), all within
+    10 %. Thresholds at equal distances, as pixel inputs have, need much less: 221 where FINN says 1,280.
+    """
+    return 30 + 1.29 * memory + 0.98 * pe * bits * input_bits
+
+
+def rom_luts(width: int, depth: int) -> int:
+    """A memory in look-up tables: 64 bits each, 32 bits of two columns where no more rows are needed; wide multiplexers
+    join up to 256 rows for nothing.
+    """
+    if depth <= 1:
+        return 0
+    if depth <= 32:
+        return math.ceil(width / 2)
+    return width * (math.ceil(depth / 64) + math.ceil((math.ceil(depth / 256) - 1) / 3))
+
+
+def block_rams(width: int, depth: int) -> int:
+    """18 kbit block RAMs of a memory, in the one shape of 36 × 512 to 1 × 16,384 that takes the fewest."""
+    shapes = ((36, 512), (18, 1024), (9, 2048), (4, 4096), (2, 8192), (1, 16384))
+    return min(math.ceil(width / wide) * math.ceil(depth / deep) for wide, deep in shapes)
+
+
+def weight_block_rams(width: int, depth: int) -> int:
+    """18 kbit block RAMs of a weight memory: FINN's `MVAU.bram_estimation`, for any depth."""
+    if width == 1:
+        return math.ceil(depth / 16384)
+    if width == 2:
+        return math.ceil(depth / 8192)
+    if width <= 4:
+        return math.ceil(depth / 4096)
+    if width <= 9:
+        return math.ceil(depth / 2048)
+    if width <= 18 or depth > 512:
+        return math.ceil(depth / 1024) * math.ceil(width / 18)
+    return math.ceil(depth / 512) * math.ceil(width / 36)
+
+
+def ultra_rams(width: int, depth: int) -> int:
+    """UltraRAMs of a memory: 72 × 4,096, FINN's `MVAU.uram_estimation`."""
+    return math.ceil(width / 72) * math.ceil(depth / 4096)
+
+
+def accumulator_luts(pe: int, channels: int, bits: int) -> int:
+    """Sums over a frame: an adder for each of `pe` channels, and a memory for the sums of all."""
+    return pe * (bits + rom_luts(bits, channels // pe))

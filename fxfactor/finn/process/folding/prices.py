@@ -1,0 +1,102 @@
+"""What one hardware layer costs: FINN's own estimators, corrected where they are known to leave something out.
+
+`finns` are FINN's figures, unchanged. `ours` start from them and count DSP lanes, the look-up tables of RTL matrix units, of
+threshold comparators, of padding, adders and pools by `formulas`; the memory is counted where it was put.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import formulas
+from .program import Costs, add
+
+FREE = ("StreamingSplit_hls", "StreamingConcat_hls", "Reshape_rtl")
+"""Layers that only pass words on: neither FINN nor we count look-up tables for them."""
+
+
+def finns(layer: Any, part: str) -> Costs:
+    """FINN's estimate of a layer."""
+    return (
+        float(layer.lut_estimation(part)),
+        float(layer.bram_estimation(part)),
+        float(layer.dsp_estimation(part)),
+        float(layer.uram_estimation(part)),
+    )
+
+
+def ours(layer: Any, part: str, narrow: bool) -> Costs:
+    """Our estimate of a layer. `narrow`: its weights do not reach the lowest number of their type."""
+    kind = layer.onnx_node.op_type
+    if kind in ("MVAU_rtl", "MVAUGrouped_rtl"):
+        return _matrix_unit(layer, part, narrow)
+    if kind in ("MVAU_hls", "VVAU_hls"):
+        return _hls_unit(layer, part)
+    if kind == "Thresholding_rtl":
+        return _thresholds(layer, part)
+    theirs = finns(layer, part)
+    return (theirs[0] or _small_layer_luts(layer, kind), *theirs[1:])
+
+
+def _matrix_unit(layer: Any, part: str, narrow: bool) -> Costs:
+    from finn.util.basic import get_dsp_block
+
+    pe, simd = layer.get_nodeattr("PE"), layer.get_nodeattr("SIMD")
+    weights, inputs = layer.get_input_datatype(1), layer.get_input_datatype(0)
+    sums = layer.get_output_datatype().bitwidth()
+    block = get_dsp_block(part)
+    lanes = formulas.dsp_lanes(block, weights.bitwidth(), inputs.bitwidth(), narrow)
+    dsp = formulas.matrix_unit_dsps(pe, simd, lanes, block, weights.bitwidth(), inputs.bitwidth())
+    rows, columns = layer.get_nodeattr("MW"), layer.get_nodeattr("MH")
+    lut = formulas.matrix_unit_luts(pe, simd, lanes, weights.bitwidth(), inputs.bitwidth(), sums)
+    kept = (0, 0) if pe == columns else formulas.replay_memory(rows // simd, simd * inputs.bitwidth())
+    return add((lut + kept[0], float(kept[1]), float(dsp), 0.0), _weight_memory(layer))
+
+
+def _weight_memory(layer: Any) -> Costs:
+    """The memory that streams the weights. Where Vivado may choose ("auto") it is counted in block RAM, as FINN does."""
+    width = layer.get_nodeattr("PE") * layer.get_nodeattr("SIMD") * layer.get_input_datatype(1).bitwidth()
+    depth, style = layer.calc_wmem(), layer.get_nodeattr("ram_style")
+    if style == "distributed":
+        return float(formulas.rom_luts(width, depth)), 0.0, 0.0, 0.0
+    if style == "ultra":
+        writing = formulas.WRITEABLE_MEMORY_LUTS if layer.get_nodeattr("runtime_writeable_weights") else 0
+        return float(writing), 0.0, 0.0, float(formulas.ultra_rams(width, depth))
+    return 0.0, float(formulas.weight_block_rams(width, depth)), 0.0, 0.0
+
+
+def _hls_unit(layer: Any, part: str) -> Costs:
+    lut, bram18, dsp, uram = finns(layer, part)
+    if layer.onnx_node.op_type == "VVAU_hls":
+        dsp *= layer.get_nodeattr("SIMD")  # FINN multiplies by PE only
+    return lut, bram18, dsp, uram
+
+
+def _thresholds(layer: Any, part: str) -> Costs:
+    pe, width = layer.get_nodeattr("PE"), layer.get_input_datatype(1).bitwidth()
+    bits, entering = layer.get_output_datatype().bitwidth(), layer.get_input_datatype(0).bitwidth()
+    block, ultra = layer.get_nodeattr("depth_trigger_bram"), layer.get_nodeattr("depth_trigger_uram")
+    if not block and not ultra:  # Vivado chooses, and FINN guesses what
+        lut, bram18, dsp, uram = finns(layer, part)
+        return formulas.threshold_luts(pe, bits, entering, int(lut)), bram18, dsp, uram
+    depths = [layer.get_nodeattr("NumChannels") // pe * 2**stage for stage in range(bits)]
+    memory = pe * sum(formulas.rom_luts(width, depth) for depth in depths if not block or depth < block)
+    bram18 = pe * sum(formulas.block_rams(width, depth) for depth in depths if block and depth >= block)
+    return formulas.threshold_luts(pe, bits, entering, memory), float(bram18), 0.0, 0.0
+
+
+def _small_layer_luts(layer: Any, kind: str) -> float:
+    """Look-up tables of layers for which FINN's estimator says 0, from what they compute."""
+    if kind == "FMPadding_rtl":
+        return formulas.PADDING_LUTS
+    if kind.startswith("Elementwise"):
+        return layer.get_nodeattr("PE") * layer.get_output_datatype().bitwidth()
+    if kind == "Pool_hls":
+        return layer.get_nodeattr("PE") * 2 * layer.get_output_datatype().bitwidth()
+    if kind == "GlobalAccPool_hls":
+        return formulas.accumulator_luts(
+            layer.get_nodeattr("PE"), layer.get_nodeattr("NumChannels"), layer.get_output_datatype().bitwidth()
+        )
+    if kind == "DuplicateStreams_hls":
+        return formulas.DUPLICATE_LUTS
+    return 0.0
