@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -15,6 +14,7 @@ import numpy as np
 import onnx
 
 from fxfactor.errors import FinnError
+from fxfactor.files import new_folder
 from fxfactor.finn.estimation import Job, Progress
 from fxfactor.finn.process.worker import VERSION
 from fxfactor.finn.result import Estimate
@@ -87,11 +87,9 @@ def prepare(
     wanted = Target(board, clock_ns, target_fps, python)
     job = Job(Path(file), wanted, verify, timeout_s=timeout_s, cache=cache, progress=progress, generate=True)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with job.folder() as running, tempfile.TemporaryDirectory(prefix=".prepare-", dir=target.parent) as draft:
+    with job.folder() as running, new_folder(target, "preparing the build", marker="build_finn.py") as new:
         outcome = job.run(running)
         estimate, generated = outcome.estimate(), outcome.generated or {}
-        new = Path(draft) / "new"
-        new.mkdir()
         onnx.save(outcome.network.model, str(new / "model.onnx"))
         shutil.copy(Path(running) / "out" / "report" / "auto_folding_config.json", new / "folding.json")
         with np.load(Path(running) / "images.npz") as images:
@@ -102,9 +100,6 @@ def prepare(
         _copy_sources(generated, new / "generated")
         for name, text in _texts(estimate, len(generated)).items():
             (new / name).write_text(text)
-        if target.exists():
-            target.rmdir()
-        new.rename(target)
     return Prepared(target, len(generated), estimate)
 
 
