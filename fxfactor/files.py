@@ -38,7 +38,7 @@ def require_place_for_file(path: str | Path, what: str, suffixes: Sequence[str] 
     if suffixes and target.suffix not in suffixes:
         wanted = " or ".join(suffixes)
         raise PreconditionError(f"{what}: the name of the file must end in {wanted}, found {str(target)!r}")
-    _require_writable(target.absolute().parent, what)
+    _require_writable(target.parent, what)
     if target.is_dir():
         raise PreconditionError(f"{what}: {str(target)!r} is a folder; give the name of a file")
 

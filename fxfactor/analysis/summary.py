@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch.fx import GraphModule
@@ -64,6 +64,20 @@ class Summary:
     def macs_before(self) -> int:
         """MACs of the network with every site in one piece."""
         return sum(row.macs_before for row in self.rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionaries and numbers, for JSON: the rows, and the totals of the network for one image."""
+        return {
+            "sites": [asdict(row) for row in self.rows],
+            "macs_before": self.macs_before,
+            "macs": self.cost.macs,
+            "bops": self.cost.bops,
+            "parameters": self.cost.parameters,
+            "weight_bits": self.cost.total_weight_bits,
+            "input_shape": list(self.input_shape),
+            "input_assumed": self.input_assumed,
+            "not_counted": list(self.hidden),
+        }
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self._table()

@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from fxfactor.errors import PreconditionError
 from fxfactor.graph.questions import is_quantizer, module_of
-from fxfactor.graph.watching import evaluating, finite_inputs_of, not_empty
+from fxfactor.graph.watching import evaluating, inputs_of, not_empty
 from fxfactor.progress import track
 from fxfactor.quantization.brevitas_layers import is_signed, quantizer_bits, set_limit
 from fxfactor.quantization.histogram import Histogram, best_limit
@@ -66,7 +66,7 @@ def count_activations(qmodel: GraphModule, loader: Iterable[Any]) -> dict[str, H
     like = next(qmodel.parameters())
     with evaluating(qmodel), torch.no_grad():
         for batch in not_empty(track(loader, "calibrating"), "calibration"):
-            counting.run(finite_inputs_of(batch, "calibration").to(like), enable_io_processing=False)
+            counting.run(inputs_of(batch).to(like), enable_io_processing=False)
     return {name: histograms[module] for name, module in qmodel.named_modules() if module in histograms}
 
 

@@ -11,17 +11,17 @@ import torch
 from cli_helpers import SMALL, error_of, run
 
 import fxfactor
-from fxfactor.cli.inputs import named_model
+from fxfactor.cli.networks import named_model
 
 
 def test_transform_save_summary_export(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("transform", *SMALL, "--level", "2", "--bits", "4", "--output", "net") == 0
-    printed = capsys.readouterr().out
+    printed, told = capsys.readouterr()
     assert "16→32 3×3 → g4 + 1×1" in printed
-    assert "saved in net" in printed
-    assert run("summary", "net") == 0
-    assert capsys.readouterr().out.strip() == printed.partition("saved in")[0].strip()
-    assert run("export", "net", "net.onnx") == 0
+    assert "saved in net; next: fxfactor export net net.onnx --model cli_nets:small\n" in told
+    assert run("summary", "net", "--model", SMALL[0]) == 0
+    assert capsys.readouterr().out == printed
+    assert run("export", "net", "net.onnx", "--model", SMALL[0]) == 0
     assert "relative difference" in capsys.readouterr().out
     assert sorted(path.name for path in folder.iterdir() if path.suffix != ".py" and path.name[0] != "_") == [
         "net",
@@ -83,7 +83,10 @@ def test_keep_leaves_a_layer_in_one_piece(capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["transform", "resnet18"], "a network is named torchvision:NAME, package.module:factory or by a saved folder"),
+        (
+            ["transform", "resnet18"],
+            "a network is named torchvision:NAME, timm:NAME or package.module:factory or by a saved folder",
+        ),
         (["transform", "torchvision:resnt18"], "did you mean 'resnet18'"),
         (["transform", "cli_nets:wrong"], "must be a torch.nn.Module or give one when called, found int"),
         (["transform", "cli_nets:Nets.nothing"], "has no 'Nets.nothing'"),

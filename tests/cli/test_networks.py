@@ -12,7 +12,6 @@ from cli_helpers import SMALL, error_of, run
 from safetensors.torch import save_file
 
 import fxfactor
-from fxfactor.cli.app import main
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
@@ -57,7 +56,12 @@ def test_a_folder_without_source_says_how_to_give_one(capsys: pytest.CaptureFixt
     assert "does not say where its network comes from" in error_of(capsys, "summary", "net")
 
 
-def test_errors_of_the_users_own_code_keep_their_traceback(folder: Path) -> None:
+def test_errors_of_the_users_own_code_are_explained_and_traced_on_request(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (folder / "broken.py").write_text("import a_module_that_is_missing\n")
-    with pytest.raises(ModuleNotFoundError, match="a_module_that_is_missing"):
-        main(["transform", "broken:net"])
+    told = error_of(capsys, "transform", "broken:net")
+    assert "importing 'broken' raised ModuleNotFoundError: No module named 'a_module_that_is_missing' at" in told
+    assert "--verbose shows the traceback" in told
+    assert run("transform", "broken:net", "--verbose") == 1
+    assert "Traceback" in capsys.readouterr().err
