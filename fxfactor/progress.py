@@ -23,10 +23,17 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
         total = len(items)
     if _hidden.get():
         yield from items
-    elif sys.stderr.isatty():
+    elif is_watched():
         yield from _with_bar(items, what, total)
     else:
         yield from _with_lines(items, what, total)
+
+
+def is_watched() -> bool:
+    """Whether stderr is a terminal, where a bar can move."""
+    from rich.console import Console
+
+    return Console(stderr=True).is_terminal
 
 
 @contextmanager
@@ -90,3 +97,5 @@ def _with_bar(items: Iterable[T], what: str, total: int | None) -> Iterator[T]:
         for done, item in enumerate(items):
             progress.update(task, completed=done, left=time_left(done, total, monotonic() - started) if done else "")
             yield item
+        if total:
+            progress.update(task, completed=total, left="")

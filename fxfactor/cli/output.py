@@ -16,7 +16,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from fxfactor.progress import hidden
+from fxfactor.progress import hidden, is_watched
 
 QUIET, NORMAL, VERBOSE = range(3)
 
@@ -180,7 +180,7 @@ def _plain(data: Any) -> Any:
 @contextmanager
 def working(what: str, silent: bool = False) -> Iterator[None]:
     """A spinner on a terminal; nothing elsewhere, and nothing where a progress bar will show."""
-    if silent or _loudness.get() == QUIET or not sys.stderr.isatty():
+    if silent or _loudness.get() == QUIET or not is_watched():
         yield
         return
     from rich.console import Console

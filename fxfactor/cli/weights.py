@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,7 @@ def _read(path: Path) -> Any:
             "tensors, with torch.save(model.state_dict(), file) or safetensors"
         ) from error
     except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, KeyError, TypeError, AttributeError,
-            IndexError) as error:  # fmt: skip  # what torch.load raises on damaged files
+            IndexError, struct.error) as error:  # fmt: skip  # what torch.load raises on damaged files
         reason = (str(error).splitlines() or [""])[0]
         raise PreconditionError(
             f"cannot read the weights {str(path)!r}: {type(error).__name__}: {reason}; pass a state dict saved by "

@@ -12,6 +12,8 @@ from cli_helpers import SMALL, error_of, run
 from safetensors.torch import save_file
 
 import fxfactor
+from fxfactor import PreconditionError
+from fxfactor.cli.networks import named_model, parse_name, usable_device
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
@@ -65,3 +67,95 @@ def test_errors_of_the_users_own_code_are_explained_and_traced_on_request(
     assert "--verbose shows the traceback" in told
     assert run("transform", "broken:net", "--verbose") == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "m:f(",
+        "m:f(a)",
+        "m:f(__import__('os'))",
+        "m:f(**{})",
+        "m:f(1)(2)",
+        "m:f(open('x'))",
+        "m:f(1) or 2",
+        "m:f(" + "(" * 300,
+    ],
+)
+def test_arguments_are_literals_and_never_evaluated(source: str) -> None:
+    with pytest.raises(PreconditionError, match="must be Python literals"):
+        parse_name(source)
+
+
+def test_arguments_are_read() -> None:
+    name = parse_name("my.net:build(3, [1, 2], num_classes=10, act='relu')")
+    assert (name.origin, name.name) == ("my.net", "build")
+    assert name.arguments == (3, [1, 2])
+    assert name.options == {"num_classes": 10, "act": "relu"}
+
+
+def test_random_weights_are_said_loudly_and_loaded_ones_are_not(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "loads.py").write_text(
+        "import torch\nfrom cli_nets import small\n"
+        "def trained():\n    net = small()\n    net.load_state_dict(torch.load('w.pth'))\n    return net\n"
+    )
+    sys.modules.pop("loads", None)
+    named_model("cli_nets:small")
+    assert "cli_nets:small has RANDOM weights: give --weights FILE" in capsys.readouterr().err
+    torch.save(sys.modules["cli_nets"].small().state_dict(), "w.pth")
+    named_model("loads:trained")
+    named_model("cli_nets:small", Path("w.pth"))
+    assert capsys.readouterr().err == ""
+
+
+class FakeTimm:
+    """What of timm is called, with its names; a test against timm itself needs timm."""
+
+    def __init__(self) -> None:
+        self.asked: list[object] = []
+
+    def list_models(self, pretrained: bool = False) -> list[str]:
+        return ["tiny.in1k"] if pretrained else ["tiny"]
+
+    def create_model(self, name: str, **options: object) -> torch.nn.Module:
+        self.asked.append((name, options))
+        return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3))
+
+
+def test_timm_is_asked_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeTimm()
+    monkeypatch.setitem(sys.modules, "timm", fake)
+    named_model("timm:tiny.in1k", pretrained=True)
+    named_model("timm:hf-hub:owner/net(num_classes=3)", pretrained=True)
+    assert fake.asked == [
+        ("tiny.in1k", {"pretrained": True}),
+        ("hf-hub:owner/net", {"pretrained": True, "num_classes": 3}),
+    ]
+    with pytest.raises(PreconditionError, match=r"timm has no model 'tiney'; did you mean 'tiny'"):
+        named_model("timm:tiney")
+
+
+def test_timm_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(PreconditionError, match="timm is not installed; run pip install timm"):
+        named_model("timm:resnet18")
+
+
+def test_published_weights_without_a_connection_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    from urllib.error import URLError
+
+    def fail(*_: object, **__: object) -> None:
+        raise URLError("no route to host")
+
+    monkeypatch.setattr("torchvision.models._api.WeightsEnum.get_state_dict", fail)
+    with pytest.raises(PreconditionError, match="cannot load the published weights of torchvision:resnet18.*no route"):
+        named_model("torchvision:resnet18", pretrained=True)
+
+
+def test_devices_that_are_not_there_are_explained() -> None:
+    for device in ("cuda:99", "toaster", "meta"):
+        with pytest.raises(PreconditionError, match="give --device cpu"):
+            usable_device(device)
+    assert usable_device(None) == torch.device("cpu")
