@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from fxfactor.cli.output import is_verbose, tell
 from fxfactor.errors import FxfactorError, PreconditionError
@@ -57,7 +58,8 @@ def of_the_user(what: str) -> Iterator[None]:
     except FxfactorError:
         raise
     except (Exception, SystemExit) as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        ours = Path(last.filename).parent == Path(__file__).parent  # the call itself did not fit, say
+        place = "" if ours else f" at {last.filename}:{last.lineno}"
         first = (str(error).splitlines() or [""])[0]
         raise UserCodeError(f"{what} raised {type(error).__name__}: {first}{place}; mend it there") from error

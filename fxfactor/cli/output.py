@@ -98,6 +98,8 @@ def is_verbose() -> bool:
 @contextmanager
 def others_kept_out() -> Iterator[None]:
     """Keep the warnings and the log of other packages from the terminal; warnings of fxfactor's own are shown."""
+    import torch  # noqa: F401  # it sets the level of its log when it is imported, so before we do
+
     loggers = [logging.getLogger(name) for name in _SILENCED]
     before = [(logger, logger.level) for logger in loggers]
     with warnings.catch_warnings():
