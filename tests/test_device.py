@@ -62,12 +62,6 @@ def test_search(model, batches) -> None:
     assert len(plan.layers) == 3
 
 
-def test_distributions(model, batches) -> None:
-    images = [x for x, _ in batches]
-    qmodel = fxfactor.transform(model, level=2, bits=4, calibration=images)
-    assert fxfactor.distributions(model, qmodel, images).images == 32
-
-
 def test_on_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -133,7 +133,7 @@ class _Teller:
         from fxfactor.exploration.result import HARDWARE, cells
 
         self.done += 1
-        names = ("level", "bits", "accuracy", "MMACs", "GBOPs", "KiB", "s", *HARDWARE)
+        names = ("level", "bits", "accuracy", "MACs", "BOPs", "weights", "s", *HARDWARE)
         texts = cells(candidate)
         told = "  ".join(f"{name} {text}" for name, text in zip(names, texts[:-1], strict=True) if text)
         left = time_left(self.done, self.total, monotonic() - self.started)

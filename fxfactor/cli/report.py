@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fxfactor.cli.options import (
-    Device,
     ImageSize,
     MaxImages,
     Mean,
@@ -53,7 +52,6 @@ def distributions(
     mean: Mean = None,
     std: Std = None,
     max_images: MaxImages = None,
-    device: Device = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="File to write: .json or .csv.", metavar="FILE")
     ] = Path("distributions.json"),
@@ -72,7 +70,7 @@ def distributions(
 
     require_place_for_file(output, "writing the distributions", (".json", ".csv"))
     batches = read_images(images, pictures_of(image_size, resize, mean, std), max_images)
-    naming = Naming(model, trust_source, weights, pretrained, device)
+    naming = Naming(model, trust_source, weights, pretrained)
     original, variants, naming = _networks(folders, naming, with_weights=True)
     table = measure(original, variants, batches)
     table.to_csv(output) if output.suffix == ".csv" else table.to_json(output)
@@ -149,5 +147,5 @@ def _networks(
     from fxfactor.cli.networks import named_model
 
     source = naming.source_of(folders[0])
-    original = named_model(source, naming.weights, pretrained=naming.pretrained, device=naming.device)
+    original = named_model(source, naming.weights, pretrained=naming.pretrained)
     return original, variants, naming
