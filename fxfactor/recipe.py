@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 from fxfactor.errors import PreconditionError
 from fxfactor.graph.capture import capture
 from fxfactor.graph.questions import convolutions
-from fxfactor.graph.watching import inputs_of
+from fxfactor.graph.watching import images_of
 from fxfactor.passes import FactorizeDepth, Quantize
 from fxfactor.pipeline import Pass, Pipeline
 from fxfactor.plan.ladder import Level, check_bits, check_level
@@ -60,9 +60,9 @@ def transform(
     weight_bits, activation_bits = bits if isinstance(bits, tuple) and len(bits) == 2 else (bits, bits)
     check_bits(weight_bits, "bits")
     check_bits(activation_bits, "bits")
-    images = None if calibration is None else [inputs_of(batch) for batch in calibration]
+    images = None if calibration is None else images_of(calibration, "calibration")
     if example_inputs is None and images:
-        example_inputs = images[0][:1]
+        example_inputs = images[0][:1].to(next(model.parameters(), images[0]))
     graph = capture(model, example_inputs)
     if not any(True for _ in convolutions(graph)):
         raise PreconditionError(

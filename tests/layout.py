@@ -26,6 +26,8 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     ),
     "fxfactor/analysis/taps.py": ("tests/analysis/test_distributions.py", "what is tapped is seen in the rows"),
     "fxfactor/cli/__init__.py": ("tests/cli/test_app.py", "main alone, which starts app"),
+    "fxfactor/arrays.py": ("tests/storage/test_hostile_files.py", "damaged and hostile arrays beside damaged folders"),
+    "fxfactor/cli/transform.py": ("tests/cli/test_app.py", "the first commands of the command line"),
     "fxfactor/cli/options.py": (
         "tests/cli/test_app.py tests/cli/test_cli_explore.py",
         "what options say is seen where commands take them",

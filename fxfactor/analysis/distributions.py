@@ -27,7 +27,7 @@ from fxfactor.analysis.taps import VariantTaps, channel_axis, count, output_node
 from fxfactor.errors import PreconditionError
 from fxfactor.graph.capture import as_graph
 from fxfactor.graph.questions import LAYERS, Site, placeholders, shape_of, sites
-from fxfactor.graph.watching import evaluating, inputs_of, not_empty, record
+from fxfactor.graph.watching import evaluating, finite_inputs_of, not_empty, record
 from fxfactor.progress import track
 
 _KEPT_BYTES = 256 * 2**20
@@ -59,7 +59,7 @@ def distributions(
     walk = _Measurement(original, variants)
     with evaluating(*variants.values()):
         for batch in not_empty(track(loader, "measuring"), "the measurement of distributions"):
-            walk.add(inputs_of(batch))
+            walk.add(finite_inputs_of(batch, "the measurement of distributions"))
     return Distributions(tuple(chain(walk.rows(), _unreached(model, original))), walk.images)
 
 

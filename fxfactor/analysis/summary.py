@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch.fx import GraphModule
@@ -13,7 +13,7 @@ from fxfactor.errors import PreconditionError
 from fxfactor.graph.capture import ASSUMED
 from fxfactor.graph.questions import Site, hidden_convolutions, owner_path, placeholders, shape_of, sites
 from fxfactor.pipeline import HISTORY, Change, Skip
-from fxfactor.rich_table import as_text, new_table
+from fxfactor.rich_table import amount, as_text, bytes_as_text, new_table, unit_for
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -65,6 +65,20 @@ class Summary:
         """MACs of the network with every site in one piece."""
         return sum(row.macs_before for row in self.rows)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionaries and numbers, for JSON: the rows, and the totals of the network for one image."""
+        return {
+            "sites": [asdict(row) for row in self.rows],
+            "macs_before": self.macs_before,
+            "macs": self.cost.macs,
+            "bops": self.cost.bops,
+            "parameters": self.cost.parameters,
+            "weight_bits": self.cost.total_weight_bits,
+            "input_shape": list(self.input_shape),
+            "input_assumed": self.input_assumed,
+            "not_counted": list(self.hidden),
+        }
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self._table()
         yield self._totals()
@@ -73,17 +87,20 @@ class Summary:
         return as_text(self, 160)
 
     def _table(self) -> Table:
+        from rich.markup import escape
+
         table = new_table(row_styles=["", "dim"])
         table.add_column("site", overflow="fold")
         table.add_column("before → after, or why not", min_width=22)
-        for name in ("W/A bits", "MMACs", "error"):
+        size, prefix = unit_for(max((row.macs_before for row in self.rows), default=0))
+        for name in ("W/A bits", f"{prefix}MACs", "error"):
             table.add_column(name, justify="right", no_wrap=True)
         for row in self.rows:
             table.add_row(
                 row.site,
-                f"{row.before} → {row.after}" if row.after else f"{row.before}: {row.note}".removesuffix(": "),
+                f"{row.before} → {row.after}" if row.after else escape(f"{row.before}: {row.note}".removesuffix(": ")),
                 f"{_bits(row.weight_bits)}/{_bits(row.activation_bits)}",
-                _change(row.macs_before / 1e6, row.macs / 1e6),
+                _change(row.macs_before / size, row.macs / size),
                 "" if row.error is None else f"{row.error:.1%}",
             )
         return table
@@ -98,12 +115,13 @@ class Summary:
             "share of the outputs' standard deviation missed on the calibration images" if fitted else "‖W − UV‖ / ‖W‖"
         )
         errors = f"error: {what}\n" if any(row.error is not None for row in self.rows) else ""
+        size, prefix = unit_for(max(self.macs_before, total.macs))
         assumed = " (assumed: pass example_inputs= for another)" if self.input_assumed else ""
         return (
             f"{hidden}{errors}input {shape}{assumed}\n"
-            f"MACs {_change(self.macs_before / 1e6, total.macs / 1e6)} M ({total.macs / max(self.macs_before, 1):.0%})\n"
-            f"BOPs {total.bops / 1e9:,.2f} G ({total.bops / max(float_bops, 1):.1%} of the network in one piece at 32 bits)\n"
-            f"parameters {total.parameters:,}, weights {total.total_weight_bits / 8 / 2**20:.2f} MiB"
+            f"MACs {_change(self.macs_before / size, total.macs / size)} {prefix} ({total.macs / max(self.macs_before, 1):.0%})\n"
+            f"BOPs {amount(total.bops)} ({total.bops / max(float_bops, 1):.1%} of the network in one piece at 32 bits)\n"
+            f"parameters {total.parameters:,}, weights {bytes_as_text(total.total_weight_bits / 8)}"
         )
 
 

@@ -191,7 +191,7 @@ class Distributions:
         """Read what `to_json` wrote. Raises PreconditionError where the file is missing or is something else."""
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise PreconditionError(f"cannot read the distributions {str(path)!r}: {error}; check the path") from error
         if not isinstance(data, Mapping) or data.get("schema_version") != SCHEMA_VERSION or "rows" not in data:
             raise PreconditionError(

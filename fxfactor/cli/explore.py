@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,17 +12,27 @@ import typer
 from fxfactor.cli.options import (
     BOARD,
     ClockNs,
+    Device,
     Images,
+    ImageSize,
     Keep,
+    MaxImages,
+    Mean,
     Original,
+    Pretrained,
     Python,
+    Resize,
+    Std,
     TargetFps,
     Weights,
     Widths,
     parse_bits,
     parse_levels,
+    pictures_of,
 )
-from fxfactor.errors import PreconditionError
+from fxfactor.cli.output import Json, going_on, note, show, show_json
+from fxfactor.files import require_place_for_file
+from fxfactor.progress import time_left
 
 if TYPE_CHECKING:
     from fxfactor.exploration.state_file import Candidate
@@ -31,9 +43,19 @@ def explore(
     images: Images,
     validation: Annotated[
         Path,
-        typer.Option(help='Validation set: an .npz file with "x" (N, C, H, W) and labels "y" (N,).', metavar="FILE"),
+        typer.Option(
+            help='Validation set: an .npz file with "x" (N, C, H, W) and labels "y" (N,), or a folder with a folder of '
+            "pictures for each class.",
+            metavar="PATH",
+        ),
     ],
     weights: Weights = None,
+    pretrained: Pretrained = False,
+    image_size: ImageSize = None,
+    resize: Resize = None,
+    mean: Mean = None,
+    std: Std = None,
+    max_images: MaxImages = None,
     levels: Annotated[Any, typer.Option(parser=parse_levels, metavar="LEVELS", help="0-6 or 0,2,depthwise")] = "0-6",
     bits: Annotated[Any, typer.Option(parser=parse_bits, metavar="BITS", help="2,3,4,8 or 8/4,4")] = "2,3,4,8",
     widths: Widths = "1",
@@ -47,9 +69,11 @@ def explore(
     target_fps: TargetFps = 1000,
     clock_ns: ClockNs = 5.0,
     python: Python = None,
+    device: Device = None,
     picture: Annotated[
         Path | None, typer.Option(help="Draw accuracy over BOPs: .png, .svg or .pdf.", metavar="FILE")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Evaluate a network at every level and bit width: accuracy, MACs, BOPs, the Pareto front.
 
@@ -59,57 +83,58 @@ def explore(
 
       fxfactor explore my.nets:small --images train.npy --validation test.npz --levels 0,2,depthwise --bits 8/4,4
     """
-    from rich.console import Console
-
-    from fxfactor.cli.inputs import named_model, read_images
+    from fxfactor.cli.images import read_images, read_labelled
+    from fxfactor.cli.networks import current_folder_first, named_model
     from fxfactor.exploration.explore import explore as walk
-    from fxfactor.exploration.result import HARDWARE, cells
+    from fxfactor.exploration.explore import pairs_of, rungs_of
 
-    console = Console()
-    names = ("level", "bits", "accuracy", "MMACs", "GBOPs", "KiB", "s", *HARDWARE)
+    if picture is not None:
+        require_place_for_file(picture, "drawing the exploration", (".png", ".svg", ".pdf"))
+    pictures = pictures_of(image_size, resize, mean, std)
+    labelled = read_labelled(validation, pictures)
+    batches = read_images(images, pictures, max_images)
+    told = _Teller(len(rungs_of(levels, widths)) * len(pairs_of(bits)))
+    model = named_model(source, weights, pretrained=pretrained, device=device)
+    goes_on = f"Every candidate so far is kept: the same command goes on from {state}."
+    with going_on(goes_on), current_folder_first():  # the processes of --workers import the network too
+        result = walk(
+            model,
+            batches,
+            labelled,
+            levels=levels,
+            bits=bits,
+            state=state,
+            workers=workers,
+            engine="ray" if ray else "local",
+            keep=tuple(keep or ()),
+            widths=widths,
+            board=board,
+            target_fps=target_fps,
+            clock_ns=clock_ns,
+            python=python,
+            progress=told,
+        )
+    if as_json:
+        front = {each.key for each in result.front()}
+        show_json([{**asdict(each), "front": each.key in front} for each in result.candidates])
+    else:
+        show(result)
+    if picture is not None:
+        note(f"saved in {result.plot(picture)}")
 
-    def show(candidate: Candidate) -> None:
+
+class _Teller:
+    """Prints each candidate as it comes, with its number and the time left at the speed so far."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self.started = total, 0, monotonic()
+
+    def __call__(self, candidate: Candidate) -> None:
+        from fxfactor.exploration.result import HARDWARE, cells
+
+        self.done += 1
+        names = ("level", "bits", "accuracy", "MACs", "BOPs", "weights", "s", *HARDWARE)
         texts = cells(candidate)
         told = "  ".join(f"{name} {text}" for name, text in zip(names, texts[:-1], strict=True) if text)
-        console.print(f"{told}  {texts[-1]}".rstrip(), highlight=False)
-
-    result = walk(
-        named_model(source, weights),
-        read_images(images),
-        labelled(validation),
-        levels=levels,
-        bits=bits,
-        state=state,
-        workers=workers,
-        engine="ray" if ray else "local",
-        keep=tuple(keep or ()),
-        widths=widths,
-        board=board,
-        target_fps=target_fps,
-        clock_ns=clock_ns,
-        python=python,
-        progress=show,
-    )
-    console.print(result)
-    if picture is not None:
-        print(f"saved in {result.plot(picture)}")
-
-
-def labelled(path: Path, size: int = 100) -> list[Any]:
-    """Batches (images, labels) of an .npz file. Raises PreconditionError where it is none."""
-    import numpy as np
-    import torch
-
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            images, labels = torch.from_numpy(data["x"]).float(), torch.from_numpy(data["y"]).long()
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PreconditionError(
-            f"cannot read the validation set {str(path)!r}: {str(error).splitlines()[0]}; write it with "
-            "numpy.savez(file, x=images, y=labels), images as floats (N, C, H, W), labels as ints (N,)"
-        ) from error
-    if len(images) != len(labels):
-        raise PreconditionError(
-            f"{str(path)!r} must have a label for each image, found {len(images)} and {len(labels)}"
-        )
-    return list(zip(images.split(size), labels.split(size), strict=True))
+        left = time_left(self.done, self.total, monotonic() - self.started)
+        note(f"{self.done} of {self.total}, {left}: {told}  {texts[-1]}".rstrip())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 from rich.console import Console
 
 from fxfactor.cli.options import BOARD, ClockNs, Python
+from fxfactor.cli.output import Json, command, show_json
 
 app = typer.Typer(help="From a QONNX file to what it costs on an FPGA.", no_args_is_help=True)
 
@@ -25,18 +27,23 @@ Cache = Annotated[Path | None, typer.Option(help="Folder for models kept between
 
 
 @app.command()
-def check(file: File) -> None:
+@command
+def check(file: File, as_json: Json = False) -> None:
     """List what FINN would refuse in FILE: rule, place, what was found, what to do. Exit status 1 if anything blocks."""
     from fxfactor.finn.checking import check as run
     from fxfactor.finn.checking import table
 
     findings = run(file)
-    Console().print(table(findings) if findings else f"FINN takes {file}: nothing found.")
+    if as_json:
+        show_json([asdict(finding) for finding in findings])
+    else:
+        Console().print(table(findings) if findings else f"FINN takes {file}: nothing found.")
     if any(finding.blocks for finding in findings):
         raise typer.Exit(1)
 
 
 @app.command()
+@command
 def estimate(
     file: File,
     board: Annotated[str, BOARD] = "ZCU104",
@@ -48,6 +55,7 @@ def estimate(
     python: Python = None,
     timeout_s: Timeout = 3600.0,
     cache: Cache = None,
+    as_json: Json = False,
 ) -> None:
     """Resources, cycles and frames per second of FILE on a board, by our estimates and FINN's own (no Vivado)."""
     from fxfactor.finn.estimation import estimate as run
@@ -55,10 +63,14 @@ def estimate(
     options: dict[str, Any] = {"grouped": grouped, "folding": folding, "verify": verify}
     options |= {"python": python, "timeout_s": timeout_s, "cache": cache}
     result = _watched(run, file, board, _frames(target_fps), clock_ns, **options)
-    Console().print(result)
+    if as_json:
+        print(result.to_json())
+    else:
+        Console().print(result)
 
 
 @app.command()
+@command
 def prepare(
     folder: Annotated[Path, typer.Argument(help="New folder for the build")],
     file: File,

@@ -2,31 +2,48 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from fxfactor.cli.images import Pictures
 
 
 def _parse_level(given: str | int) -> Any:
     text = str(given)  # typer parses a default, which is a number, as well
     if text == "depthwise":
         return text
-    if text.isdecimal():
+    if text.isdecimal() and len(text) <= 4:
         return int(text)
     raise typer.BadParameter(f'an integer of at least 0 or "depthwise" is required, found {text!r}')
 
 
 def _parse_size(text: str) -> Any:
     parts = text.replace("×", "x").replace(",", "x").split("x")
-    if len(parts) >= 2 and all(part.isdecimal() and int(part) > 0 for part in parts):
+    if len(parts) >= 2 and all(part.isdecimal() and 0 < int(part[:6]) <= 2**16 for part in parts):
         return tuple(int(part) for part in parts)
     raise typer.BadParameter(f"channels and size of one image are required, like 3x32x32, found {text!r}")
 
 
-Original = Annotated[str, typer.Argument(help="torchvision:NAME or package.module:factory.", show_default=False)]
+def _parse_width(text: str | float) -> float:
+    try:
+        width = float(text)
+    except ValueError:
+        width = math.nan
+    if 0 < width < math.inf:
+        return width
+    raise typer.BadParameter(f"a number above 0 is required, found {text!r}")
+
+
+Original = Annotated[
+    str, typer.Argument(help="torchvision:NAME, timm:NAME or package.module:factory.", show_default=False)
+]
 Source = Annotated[
-    str, typer.Argument(help="torchvision:NAME, package.module:factory, or a saved folder.", show_default=False)
+    str,
+    typer.Argument(help="torchvision:NAME, timm:NAME, package.module:factory, or a saved folder.", show_default=False),
 ]
 LevelOption = Annotated[
     Any,
@@ -41,7 +58,9 @@ LevelOption = Annotated[
 Width = Annotated[
     float,
     typer.Option(
-        help="Channels between the factors, as a multiple of the input channels: 2 keeps more accuracy for more MACs."
+        parser=_parse_width,
+        metavar="NUMBER",
+        help="Channels between the factors, as a multiple of the input channels: 2 keeps more accuracy for more MACs.",
     ),
 ]
 BitsOption = Annotated[
@@ -63,6 +82,99 @@ InputSize = Annotated[
 Weights = Annotated[
     Path | None, typer.Option(help="State dict to load first: .safetensors, .pt or .pth.", metavar="FILE")
 ]
+Pretrained = Annotated[
+    bool, typer.Option("--pretrained", help="Published weights, for torchvision: and timm: networks; downloaded once.")
+]
+Device = Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.", metavar="DEVICE")]
+Model = Annotated[
+    str | None,
+    typer.Option(help="The original network of the folder, named as for [bold]transform[/].", metavar="SOURCE"),
+]
+TrustSource = Annotated[
+    bool,
+    typer.Option(
+        "--trust-source", help="Import and call the network that the folder itself names: this runs code. Shown first."
+    ),
+]
+
+
+def _parse_image_size(text: str) -> Any:
+    parts = text.replace("×", "x").split("x")
+    if len(parts) in (1, 2) and all(part.isdecimal() and 0 < int(part) <= 2**14 for part in parts):
+        return int(parts[0]), int(parts[-1])
+    raise typer.BadParameter(f"the size of an image is required, like 224 or 224x320 (height, width), found {text!r}")
+
+
+def _parse_numbers(text: str) -> Any:
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if found and all(math.isfinite(number) for number in found):
+        return found
+    raise typer.BadParameter(f"numbers like 0.485,0.456,0.406 are required, found {text!r}")
+
+
+_PICTURES = "Pictures"
+ImageSize = Annotated[
+    Any,
+    typer.Option(
+        parser=_parse_image_size,
+        metavar="SIZE",
+        help="For a folder of pictures: the size of an image, the middle of a picture. 224 or 224x320.",
+        rich_help_panel=_PICTURES,
+    ),
+]
+Resize = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=2**14,
+        help="Scale the shorter side to this before cutting; so that the image just fits, if not given.",
+        rich_help_panel=_PICTURES,
+    ),
+]
+Mean = Annotated[
+    Any,
+    typer.Option(
+        parser=_parse_numbers,
+        metavar="NUMBERS",
+        help="Subtracted from each channel (0 to 1), as in training; ImageNet's if not given.",
+        rich_help_panel=_PICTURES,
+    ),
+]
+Std = Annotated[
+    Any,
+    typer.Option(
+        parser=_parse_numbers,
+        metavar="NUMBERS",
+        help="What the rest is divided by, as in training; ImageNet's if not given.",
+        rich_help_panel=_PICTURES,
+    ),
+]
+MaxImages = Annotated[
+    int | None,
+    typer.Option(min=1, help="Take so many images, spread evenly; all of a file and 512 of a folder, if not given."),
+]
+
+
+def pictures_of(
+    image_size: tuple[int, int] | None,
+    resize: int | None,
+    mean: Any,
+    std: Any,
+    input_size: tuple[int, ...] | None = None,
+) -> Pictures | None:
+    """How pictures of a folder are read, from the options; None where no size is known."""
+    from fxfactor.cli.images import IMAGENET, Pictures
+
+    if image_size is None and input_size is not None and len(input_size) == 3:
+        image_size = (input_size[1], input_size[2])
+    if (mean is None) != (std is None):
+        raise typer.BadParameter("give --mean and --std, or neither for ImageNet's")
+    if image_size is None:
+        return None
+    return Pictures(image_size, resize, mean or IMAGENET[0], std or IMAGENET[1])
 
 
 def parse_bits(text: str) -> Any:
@@ -70,8 +182,8 @@ def parse_bits(text: str) -> Any:
     found: list[Any] = []
     for part in text.split(","):
         numbers = part.strip().split("/")
-        if not all(number.isdecimal() for number in numbers) or len(numbers) > 2:
-            raise typer.BadParameter(f'bits like 2,3,4,8 or 8/4,4 are required, found "{part}"')
+        if not all(number.isdecimal() and 2 <= int(number[:4]) <= 8 for number in numbers) or len(numbers) > 2:
+            raise typer.BadParameter(f'bits from 2 to 8, like 2,3,4,8 or 8/4,4, are required, found "{part}"')
         pair = tuple(int(number) for number in numbers)
         found.append(pair if len(pair) == 2 else pair[0])
     return tuple(found)
@@ -80,7 +192,9 @@ def parse_bits(text: str) -> Any:
 Images = Annotated[
     Path,
     typer.Option(
-        help="Training images: a .npy file of floats (N, C, H, W), normalised as in training.", metavar="FILE"
+        help="Training images: a .npy or .npz file of floats (N, C, H, W), normalised as in training, or a folder of "
+        "pictures.",
+        metavar="PATH",
     ),
 ]
 
@@ -92,7 +206,7 @@ def parse_levels(text: str) -> Any:
         low, dash, high = part.strip().partition("-")
         if part.strip() == "depthwise":
             levels.append("depthwise")
-        elif low.isdecimal() and (not dash or high.isdecimal()):
+        elif low.isdecimal() and (not dash or high.isdecimal()) and max(len(low), len(high)) <= 2:
             levels.extend(range(int(low), int(high or low) + 1))
         else:
             raise typer.BadParameter(f'levels like 0-6 or 0,2,depthwise are required, found "{part}"')
@@ -102,9 +216,12 @@ def parse_levels(text: str) -> Any:
 def parse_widths(text: str) -> Any:
     """ "1,1.5,2": numbers."""
     try:
-        return tuple(float(part) for part in text.split(","))
+        widths = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise typer.BadParameter(f'widths like 1,1.5,2 are required, found "{text}"') from None
+        widths = ()
+    if widths and all(0 < width < math.inf for width in widths):
+        return widths
+    raise typer.BadParameter(f'widths above 0, like 1,1.5,2, are required, found "{text}"')
 
 
 Widths = Annotated[

@@ -10,22 +10,38 @@ import typer
 from fxfactor.cli.options import (
     BOARD,
     ClockNs,
+    Device,
     Images,
+    ImageSize,
     Keep,
+    MaxImages,
+    Mean,
     Original,
+    Pretrained,
     Python,
+    Resize,
+    Std,
     TargetFps,
     Weights,
     Widths,
     parse_bits,
     parse_levels,
+    pictures_of,
 )
+from fxfactor.cli.output import Json, show, show_json, suggest
+from fxfactor.files import require_place_for_file
 
 
 def search(
     source: Original,
     images: Images,
     weights: Weights = None,
+    pretrained: Pretrained = False,
+    image_size: ImageSize = None,
+    resize: Resize = None,
+    mean: Mean = None,
+    std: Std = None,
+    max_images: MaxImages = None,
     bops: Annotated[
         float | None, typer.Option(help="Budget of BOPs; up to 1: share of the network at 32 bits.")
     ] = None,
@@ -44,10 +60,12 @@ def search(
     target_fps: TargetFps = 1000,
     clock_ns: ClockNs = 5.0,
     python: Python = None,
+    device: Device = None,
     output: Annotated[
         Path,
         typer.Option("--output", "-o", help="Plan to write, for [bold]fxfactor transform --plan[/].", metavar="FILE"),
     ] = Path("plan.json"),
+    as_json: Json = False,
 ) -> None:
     """Find groups and bits for every layer, so that the network loses least under a budget.
 
@@ -59,18 +77,20 @@ def search(
 
       fxfactor transform my.nets:small --weights small.pth --plan plan.json --calibration train.npy -o small-searched
     """
-    from rich import print as show
-
-    from fxfactor.cli.inputs import named_model, read_images
+    from fxfactor.cli.images import read_images
+    from fxfactor.cli.networks import named_model
     from fxfactor.plan.budget import Budget
     from fxfactor.planning.search import search as find
 
     if any(isinstance(each, tuple) for each in bits):
         raise typer.BadParameter("bits of weights and activations are chosen one by one here; give ints, like 2,4,8")
+    require_place_for_file(output, "saving the plan")
+    budget = Budget(bops=bops, macs=macs, weight_bits=weight_bits, lut=lut, bram=bram, dsp=dsp)
+    batches = read_images(images, pictures_of(image_size, resize, mean, std), max_images)
     plan = find(
-        named_model(source, weights),
-        read_images(images),
-        Budget(bops=bops, macs=macs, weight_bits=weight_bits, lut=lut, bram=bram, dsp=dsp),
+        named_model(source, weights, pretrained=pretrained, device=device),
+        batches,
+        budget,
         levels=levels,
         bits=bits,
         widths=widths,
@@ -80,6 +100,17 @@ def search(
         clock_ns=clock_ns,
         python=python,
     )
-    show(plan.explain())
+    if as_json:
+        show_json(plan.explain().to_dict())
+    else:
+        show(plan.explain())
     plan.save(output)
-    print(f"saved in {output}; next: fxfactor transform {source} --plan {output} --calibration {images}")
+    given: dict[str, object] = {"plan": output, "weights": weights, "pretrained": pretrained, "calibration": images}
+    if images.is_dir():
+        given |= {"image_size": _joined(image_size, "x"), "resize": resize, "mean": _joined(mean), "std": _joined(std)}
+    given |= {"max_images": max_images, "device": device}
+    suggest(f"saved in {output}", "transform", source, **given, output=output.with_suffix(""))
+
+
+def _joined(values: tuple[float, ...] | None, by: str = ",") -> str | None:
+    return None if values is None else by.join(f"{value:g}" for value in values)

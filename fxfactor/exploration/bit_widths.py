@@ -70,7 +70,8 @@ class BitWidths:
                 replaced[id(module)] = plain_layer(
                     module, rounded_weight(cast(Any, module).weight.detach(), bits, module)
                 )
-        return copy.deepcopy(self.network, replaced).eval().requires_grad_(False)
+        place = next(self.network.parameters()).device
+        return copy.deepcopy(self.network, replaced).eval().requires_grad_(False).to(place)
 
     def cost(self, plan: Plan, activation_bits: int) -> Cost:
         """What the network of `frozen` costs when it is quantized, as `fxfactor.cost` counts it."""

@@ -10,7 +10,7 @@ from fxfactor.errors import PreconditionError
 from fxfactor.exploration.pareto import hypervolume, pareto_front
 from fxfactor.exploration.state_file import Candidate, read
 from fxfactor.plan.plan import Plan
-from fxfactor.rich_table import as_text, new_table
+from fxfactor.rich_table import amount, as_text, bytes_as_text, new_table
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -96,7 +96,7 @@ class Exploration:
         """One row per candidate; those on the front are bold."""
         table = new_table()
         priced = any(each.lut is not None for each in self.candidates)
-        names = ("level", "W/A bits", "metric", "MMACs", "GBOPs", "weights KiB", "s", *(HARDWARE if priced else ()))
+        names = ("level", "W/A bits", "metric", "MACs", "BOPs", "weights", "s", *(HARDWARE if priced else ()))
         for name in names:
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("", overflow="fold")
@@ -164,9 +164,9 @@ def cells(candidate: Candidate, on_front: bool = False) -> tuple[str, ...]:
         candidate.rung,
         f"{candidate.weight_bits or 32}/{candidate.activation_bits or 32}",
         "" if candidate.metric is None else f"{candidate.metric:.4f}",
-        "" if candidate.macs is None else f"{candidate.macs / 1e6:,.2f}",
-        "" if candidate.bops is None else f"{candidate.bops / 1e9:,.3f}",
-        "" if candidate.total_weight_bits is None else f"{candidate.total_weight_bits / 8192:,.1f}",
+        "" if candidate.macs is None else amount(candidate.macs),
+        "" if candidate.bops is None else amount(candidate.bops),
+        "" if candidate.total_weight_bits is None else bytes_as_text(candidate.total_weight_bits / 8),
         f"{candidate.seconds:.1f}",
         *("" if price is None else f"{price:,.0f}" for price in prices),
         candidate.message or ("front" if on_front else ""),

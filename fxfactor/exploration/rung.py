@@ -119,7 +119,8 @@ class RungWalk:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
-        self.original = capture(setup.model, setup.images[0][:1]).eval()
+        example = setup.images[0][:1]
+        self.original = capture(setup.model, example.to(next(setup.model.parameters(), example))).eval()
         self.previous: GraphModule | None = None
 
     def rung(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -81,6 +81,7 @@ class Store:
     def __init__(self, path: str | Path, about: Mapping[str, Any]) -> None:
         self.path = Path(path)
         self._require_place()
+        _require_ours(self.path)
         self.lock = self._take_lock()
         try:
             with self._explained():
@@ -103,7 +104,8 @@ class Store:
 
     def candidates(self) -> list[Candidate]:
         """All candidates so far, in the order in which they came."""
-        return _rows(self.connection)
+        with self._explained():
+            return _rows(self.connection)
 
     def add(self, candidate: Candidate, state: bytes | None = None) -> None:
         """Keep a candidate and, where given, the state that the next one of its level starts from: both or neither."""
@@ -150,6 +152,8 @@ class Store:
             yield
         except sqlite3.DatabaseError as error:
             raise _explain(error, self.path) from error
+        except (TypeError, UnicodeDecodeError) as error:
+            raise _not_ours(self.path, str(error)) from error
 
     def _require_place(self) -> None:
         folder = self.path.absolute().parent
@@ -194,23 +198,65 @@ class Store:
             )
 
 
+def _require_ours(path: Path) -> None:
+    """Raise PreconditionError for a file that holds something else: before a lock or a table is put into it."""
+    if not path.is_file() or not path.stat().st_size:
+        return
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=30)) as connection:
+            tables = {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
+    except sqlite3.OperationalError:
+        return  # locked, say: what follows explains it
+    except sqlite3.DatabaseError as error:
+        raise _not_ours(path, str(error)) from error
+    if tables and not {"about", "candidates"} <= tables:
+        raise _not_ours(path, f"it has other tables: {', '.join(sorted(tables)[:5])}")
+
+
+def _not_ours(path: Path, text: str) -> PreconditionError:
+    return PreconditionError(
+        f"state: {str(path)!r} is no file that fxfactor.explore has written ({text}); give another name"
+    )
+
+
 def read(path: str | Path) -> tuple[list[Candidate], dict[str, Any]]:
     """All candidates in a file so far and what it says about the run; also while a run is writing it."""
     if not Path(path).is_file():
         raise PreconditionError(f"there is no file {str(path)!r}; fxfactor.explore(state=…) writes one")
-    connection = sqlite3.connect(f"file:{Path(path).absolute()}?mode=ro", uri=True, timeout=30)
+    connection = sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True, timeout=30)
     try:
         about = {key: json.loads(value) for key, value in connection.execute("select key, value from about")}
         return _rows(connection), about
     except sqlite3.DatabaseError as error:
         raise _explain(error, Path(path)) from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise _not_ours(Path(path), str(error)) from error
     finally:
         connection.close()
 
 
 def _rows(connection: sqlite3.Connection) -> list[Candidate]:
     query = f"select {', '.join(COLUMNS)} from candidates order by rowid"
-    return [Candidate(*row) for row in connection.execute(query)]
+    return [_candidate(row) for row in connection.execute(query)]
+
+
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "level": str,
+    "width": float,
+    "status": str,
+    "seconds": (int, float),
+    "message": str,
+    "plan": (str, type(None)),
+}
+"""Of a candidate's fields; the others are numbers or None. SQLite itself keeps anything in any column."""
+
+
+def _candidate(row: tuple[Any, ...]) -> Candidate:
+    """Raise TypeError where a value is not of its column's type."""
+    for name, value in zip(COLUMNS, row, strict=True):
+        if not isinstance(value, _TYPES.get(name, (int, float, type(None)))):
+            raise TypeError(f"{name} is {value!r}")
+    return Candidate(*row)
 
 
 def _explain(error: sqlite3.DatabaseError, path: Path) -> FxfactorError:
@@ -220,8 +266,6 @@ def _explain(error: sqlite3.DatabaseError, path: Path) -> FxfactorError:
             f"no room to write {str(path)!r} ({text}); every candidate before this one is kept: free some space and call "
             "explore again with the same arguments"
         )
-    if "not a database" in text or "malformed" in text or "no such table" in text:
-        return PreconditionError(
-            f"state: {str(path)!r} is no file that fxfactor.explore has written ({text}); give another name"
-        )
+    if any(each in text for each in ("not a database", "malformed", "no such table", "no such column", "not UTF-8")):
+        return _not_ours(path, text)
     return FxfactorError(f"state: SQLite cannot work on {str(path)!r}: {text}")

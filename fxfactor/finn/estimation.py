@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from fxfactor.errors import FinnError
+from fxfactor.files import private_folder
 from fxfactor.finn.boards import Resources, notes
 from fxfactor.finn.grouped import check_form, choose_forms, chooser, in_order
 from fxfactor.finn.integer.execute import execute
@@ -170,7 +171,7 @@ class Job:
 
     def folder(self) -> tempfile.TemporaryDirectory[str]:
         """A folder for this run, beside the cached models so that a finished one is moved there in one step."""
-        self.store.mkdir(parents=True, exist_ok=True)
+        private_folder(self.store, "models kept between calls")
         sweep(self.store)
         return tempfile.TemporaryDirectory(prefix=f".run-{os.getpid()}-", dir=self.store)
 

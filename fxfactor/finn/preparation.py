@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -15,6 +14,7 @@ import numpy as np
 import onnx
 
 from fxfactor.errors import FinnError
+from fxfactor.files import new_folder
 from fxfactor.finn.estimation import Job, Progress
 from fxfactor.finn.integer.builder import GROUPED
 from fxfactor.finn.integer.forms import Form
@@ -112,11 +112,9 @@ def prepare(
         folding=folding,
     )
     target.parent.mkdir(parents=True, exist_ok=True)
-    with job.folder() as running, tempfile.TemporaryDirectory(prefix=".prepare-", dir=target.parent) as draft:
+    with job.folder() as running, new_folder(target, "preparing the build", marker="build_finn.py") as new:
         outcome = job.run(running)
         estimate, has_blocks = outcome.estimate(), _has_blocks(outcome.network.model)
-        new = Path(draft) / "new"
-        new.mkdir()
         onnx.save(outcome.network.model, str(new / "model.onnx"))
         shutil.copy(Path(running) / "out" / "report" / "auto_folding_config.json", new / "folding.json")
         with np.load(Path(running) / "images.npz") as images:
@@ -129,9 +127,6 @@ def prepare(
             shutil.copy(GROUPED_MVAU, new / GROUPED_MVAU.name)
         for name, text in _texts(estimate, len(outcome.generated), has_blocks).items():
             (new / name).write_text(text)
-        if target.exists():
-            target.rmdir()
-        new.rename(target)
     return Prepared(target, len(outcome.generated), estimate)
 
 

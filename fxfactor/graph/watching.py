@@ -20,6 +20,21 @@ def inputs_of(batch: Any) -> Tensor:
             f"a batch must be a tensor of images or a tuple that starts with one, found {type(images).__name__}; "
             "wrap your loader: (images for images, labels in loader)"
         )
+    if not images.numel():
+        raise PreconditionError(
+            f"a batch must hold at least one image, found a tensor of shape {tuple(images.shape)}; skip empty batches"
+        )
+    return images
+
+
+def finite_inputs_of(batch: Any, what: str) -> Tensor:
+    """As `inputs_of`, and raise PreconditionError for images that are NaN or infinite anywhere."""
+    images = inputs_of(batch)
+    if images.is_floating_point() and not bool(images.isfinite().all()):
+        raise PreconditionError(
+            f"{what} needs images whose values are numbers, found NaN or infinite ones in a batch of shape "
+            f"{tuple(images.shape)}; repair or drop these images"
+        )
     return images
 
 
@@ -36,12 +51,12 @@ def not_empty(loader: Iterable[Any], what: str) -> Iterator[Any]:
 def images_of(loader: Iterable[Any], what: str, at_most: int | None = None) -> list[Tensor]:
     """Batches of the images of a loader, of the first `at_most` where that is given.
 
-    Raises PreconditionError where there are none, and on a batch that holds no tensor.
+    Raises PreconditionError where there are none, and on a batch that holds no tensor, no image, or no finite numbers.
     """
     batches: list[Tensor] = []
     left = at_most
     for batch in not_empty(loader, what):
-        batches.append(inputs_of(batch)[:left])
+        batches.append(finite_inputs_of(batch, what)[:left])
         if left is not None:
             left -= len(batches[-1])
             if left <= 0:

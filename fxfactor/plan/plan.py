@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -136,6 +137,11 @@ class Plan:
             raise PreconditionError(
                 f"a plan must be JSON, found an error at line {error.lineno}: {error.msg}"
             ) from error
+        except (
+            ValueError,
+            RecursionError,
+        ) as error:  # a number of thousands of digits, brackets in thousands of brackets
+            raise PreconditionError(f"a plan must be JSON as Plan.to_json writes it, found: {error}") from error
         return cls.from_dict(data)
 
     @classmethod
@@ -227,6 +233,9 @@ def _require_possible(name: str, layer: LayerPlan, conv: nn.Module) -> None:
         wrong.append(f"a multiple of the {conv.groups} groups it has")
     if mid % groups:
         wrong.append("a mid that is a multiple of the groups")
+    most = max(conv.in_channels, conv.out_channels) * math.prod(conv.kernel_size)
+    if mid > most:
+        wrong.append(f"a mid of at most {most:,}, with which the factors are larger than what they stand for")
     if wrong:
         raise PreconditionError(
             f"the plan wants groups={groups}, mid={mid} at {name!r} ({conv}); required: {'; '.join(wrong)}"

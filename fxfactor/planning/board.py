@@ -127,9 +127,9 @@ def plan_within(
         if attempt and _within(whole, limits):
             break
         sites = plan.explain().totals
-        rest = {name: whole[name] - sites[name] for name in SUMMED}
+        rest = {name: whole[name] - sites[name] for name in SUMMED if name in limits}
         margin = 0.01 * attempt
-        left.update({name: max(1.0, limits[name] * (1 - margin) - rest[name]) for name in SUMMED if name in limits})
+        left.update({name: max(1.0, limits[name] * (1 - margin) - rest[name]) for name in rest})
         try:
             plan = quick(left)
         except PreconditionError as error:

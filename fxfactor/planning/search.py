@@ -80,7 +80,7 @@ def search(
     """
     measures = _checked((measure,) if isinstance(measure, str) else tuple(measure))
     target = _target(budget, board, clock_ns, target_fps, python)
-    batches = images_of(loader, "a search", images)
+    batches = [batch.to(next(model.parameters(), batch)) for batch in images_of(loader, "a search", images)]
     graph = capture(model, batches[0][:1]).eval()
     space = space_of(
         graph,

@@ -179,11 +179,11 @@ class _Sensitivity:
                 gradients = gradients_of(taps.result, outputs, generator)
             for (name, site), y, g in zip(self.sites.items(), outputs, gradients, strict=True):
                 y = y.detach()
-                spread[name] += (y - y.mean(0, keepdim=True)).square().sum(dtype=torch.float64)
+                spread[name] += (y - y.mean(0, keepdim=True)).square().sum(dtype=torch.float64).cpu()
                 with torch.no_grad():
                     for table, key, delta in self._changes(name, site, taps.inputs[site.nodes[0]], y):
                         values = getattr(sums[name], table)
-                        values[key] = values.get(key, 0) + both_measures(delta, g)
+                        values[key] = values.get(key, 0) + both_measures(delta, g).cpu()
         for name, errors in sums.items():
             scale = torch.tensor([0.5 / len(images), 1 / max(float(spread[name]), 1e-30)], dtype=torch.float64)
             for measured in (errors.weights, errors.activations):

@@ -113,7 +113,7 @@ def _channels(node: Node) -> int:
 
 
 def _through_layer(layer: nn.Module, source: ChannelStatistics) -> ChannelStatistics:
-    weight = cast(Tensor, layer.weight).detach().double()
+    weight = cast(Tensor, layer.weight).detach().double().cpu()
     bias = cast("Tensor | None", layer.bias)
     if isinstance(layer, nn.Linear):
         source, groups = source.resized(layer.in_features), 1
@@ -127,7 +127,7 @@ def _through_layer(layer: nn.Module, source: ChannelStatistics) -> ChannelStatis
     taps = weight.reshape(*weight.shape[:2], -1)  # a linear layer has one tap
     mean = _grouped(taps.sum(2), source.mean, groups) * seen
     variance = _grouped(taps.square().sum(2), source.variance, groups) * seen
-    return ChannelStatistics(mean if bias is None else mean + bias.detach().double(), variance)
+    return ChannelStatistics(mean if bias is None else mean + bias.detach().double().cpu(), variance)
 
 
 def _grouped(matrix: Tensor, vector: Tensor, groups: int) -> Tensor:
@@ -138,8 +138,8 @@ def _grouped(matrix: Tensor, vector: Tensor, groups: int) -> Tensor:
 
 def _normalised(norm: nn.Module, channels: int) -> ChannelStatistics:
     scale, shift = (cast("Tensor | None", getattr(norm, name)) for name in ("weight", "bias"))
-    deviation = torch.ones(channels) if scale is None else scale.detach().flatten()
-    mean = torch.zeros(len(deviation)) if shift is None else shift.detach().flatten()
+    deviation = torch.ones(channels) if scale is None else scale.detach().flatten().cpu()
+    mean = torch.zeros(len(deviation)) if shift is None else shift.detach().flatten().cpu()
     return ChannelStatistics(mean.double(), deviation.double().square())
 
 

@@ -48,7 +48,8 @@ def calibrate(qmodel: GraphModule, loader: Iterable[Any]) -> GraphModule:
     which rounding and clipping together lose least (`fxfactor.quantization.histogram.best_limit`). Memory: one
     histogram per quantizer.
 
-    Raises PreconditionError on an empty loader, a batch that holds no tensor, and activations that are not finite.
+    Raises PreconditionError on an empty loader, a batch that holds no tensor or no image, and images or activations that
+    are not finite.
     """
     return set_ranges(qmodel, count_activations(qmodel, loader))
 
@@ -62,9 +63,10 @@ def count_activations(qmodel: GraphModule, loader: Iterable[Any]) -> dict[str, H
         return {}
     histograms: dict[nn.Module, Histogram] = {}
     counting = _Counting(qmodel, histograms)
+    like = next(qmodel.parameters())
     with evaluating(qmodel), torch.no_grad():
         for batch in not_empty(track(loader, "calibrating"), "calibration"):
-            counting.run(inputs_of(batch), enable_io_processing=False)
+            counting.run(inputs_of(batch).to(like), enable_io_processing=False)
     return {name: histograms[module] for name, module in qmodel.named_modules() if module in histograms}
 
 

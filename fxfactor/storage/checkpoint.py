@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,7 +15,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from fxfactor.errors import PreconditionError
-from fxfactor.files import new_folder, require_place_for_folder
+from fxfactor.files import new_folder, recover, require_place_for_folder
 from fxfactor.graph.capture import ASSUMED, capture
 from fxfactor.graph.questions import placeholders, shape_of
 from fxfactor.pipeline import HISTORY, Change, Pipeline, Skip
@@ -62,15 +63,19 @@ def load(folder: str | Path, model: nn.Module) -> GraphModule:
     from fxfactor.recipe import plan_passes
 
     about = read_about(folder)
+    state = _read_weights(Path(folder) / WEIGHTS)
     if isinstance(model, GraphModule) and HISTORY in model.meta:
         graph = capture(model)
     else:
         plan = Plan.load(Path(folder) / PLAN)
-        inputs = tuple(torch.zeros(shape, dtype=_dtype(model)) for shape in about["input_shapes"])
-        graph = Pipeline(*plan_passes(plan, fit=False))(capture(model, inputs)).graph
+        like = next(model.parameters(), torch.empty(0))
+        inputs = tuple(torch.zeros(shape).to(like) for shape in about["input_shapes"])
+        captured = capture(model, inputs)
+        plan.require_fits(captured)
+        graph = Pipeline(*plan_passes(plan, fit=False))(captured).graph
         graph.meta[ASSUMED] = about["input_assumed"]
         graph.meta[HISTORY] = tuple(_record(entry) for entry in about["history"])
-    state = load_file(Path(folder) / WEIGHTS)
+    _require_kinds(state, graph, folder)
     try:
         graph.load_state_dict(state)
     except RuntimeError as error:
@@ -82,7 +87,11 @@ def load(folder: str | Path, model: nn.Module) -> GraphModule:
 
 
 def read_about(folder: str | Path) -> dict[str, Any]:
-    """What `save` noted beside the weights: source, input_shapes, history. Raises PreconditionError."""
+    """What `save` noted beside the weights: source, input_assumed, input_shapes, history.
+
+    Nothing that it names is imported. Raises PreconditionError where the folder is not one of ours or is damaged.
+    """
+    recover(folder)
     path = Path(folder) / WEIGHTS
     if not path.is_file() or not (Path(folder) / PLAN).is_file():
         raise PreconditionError(
@@ -90,20 +99,84 @@ def read_about(folder: str | Path) -> dict[str, Any]:
         )
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get(ABOUT, "null"))
+            text = (file.metadata() or {}).get(ABOUT)
     except (OSError, SafetensorError) as error:
         raise PreconditionError(
             f"cannot read {str(path)!r}: {error}; the file is damaged, save the network again"
         ) from error
-    if about is None:
+    if text is None:
         raise PreconditionError(f"{str(path)!r} was not written by fxfactor.save; pass a folder that was")
-    return about
+    try:
+        about = json.loads(text)
+        _require_sound(about)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise PreconditionError(
+            f"the notes in {str(path)!r} are damaged ({type(error).__name__}: {error}); save the network again"
+        ) from error
+    return cast("dict[str, Any]", about)
+
+
+MOST_ELEMENTS = 2**27
+"""Numbers in one input of a saved network: 512 MiB in float32."""
+
+
+def _require_sound(about: dict[str, Any]) -> None:
+    """Raise ValueError, KeyError, TypeError or AttributeError where the notes are not what `save` writes."""
+    source, shapes = about["source"], about["input_shapes"]
+    if not (source is None or (isinstance(source, str) and source.isprintable())):
+        raise ValueError(f"source must be a name or null, found {source!r}")
+    if not isinstance(about["input_assumed"], bool) or not isinstance(shapes, list) or not shapes:
+        raise ValueError("input_assumed must be true or false, input_shapes a list")
+    for shape in shapes:
+        if not all(type(size) is int and size > 0 for size in shape):
+            raise ValueError(f"an input shape must be a list of positive ints, found {shape!r}")
+        if math.prod(shape) > MOST_ELEMENTS:
+            raise ValueError(f"an input of shape {shape} has more than {MOST_ELEMENTS:,} numbers")
+    for entry in about["history"]:
+        record = asdict(_record(entry))
+        texts = [record["site"], *record.get("into", ()), record.get("reason", "")]
+        if not all(isinstance(text, str) and text.isprintable() for text in texts):
+            raise ValueError(f"the history must be printable text, found {entry!r}")
+        if not all(isinstance(record.get(name), float | int | None) for name in ("relative_error", "output_error")):
+            raise ValueError(f"errors in the history must be numbers, found {entry!r}")
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors in a file. Raises PreconditionError where one of them is not finite."""
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError, ValueError, KeyError, AttributeError) as error:  # such as a dtype torch lacks
+        raise PreconditionError(
+            f"cannot read {str(path)!r}: {type(error).__name__}: {error}; the file is damaged, save the network again"
+        ) from error
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
+            raise PreconditionError(
+                f"{name!r} in {str(path)!r} has values that are not finite; the training has diverged or the file is "
+                "damaged: save a network whose weights are numbers"
+            )
+    return state
+
+
+def _require_kinds(state: dict[str, torch.Tensor], graph: GraphModule, folder: str | Path) -> None:
+    """Raise PreconditionError where a tensor has another dtype than in `graph`: loading would convert it silently."""
+    wanted = graph.state_dict()
+    for name, tensor in state.items():
+        if name in wanted and tensor.is_floating_point() != wanted[name].is_floating_point():
+            raise PreconditionError(
+                f"the weights in {str(folder)!r} do not fit: {name!r} must be {_name(wanted[name])}, found {_name(tensor)}; "
+                "pass a folder from fxfactor.save"
+            )
+
+
+def _name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _record(entry: dict[str, Any]) -> Change | Skip:
-    kind = entry.pop("kind")
-    return Change(**{**entry, "into": tuple(entry["into"])}) if kind == "Change" else Skip(**entry)
-
-
-def _dtype(model: nn.Module) -> torch.dtype:
-    return next((p.dtype for p in model.parameters()), torch.float32)
+    fields = {key: value for key, value in entry.items() if key != "kind"}
+    if entry["kind"] == "Change":
+        return Change(**{**fields, "into": tuple(fields["into"])})
+    if entry["kind"] == "Skip":
+        return Skip(**fields)
+    raise ValueError(f"a record must be a Change or a Skip, found {entry['kind']!r}")

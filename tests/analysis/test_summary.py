@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import fxfactor
 from fxfactor.errors import PreconditionError
+from fxfactor.rich_table import amount, bytes_as_text
 
 SHAPE = (1, 3, 8, 8)
 
@@ -106,12 +107,11 @@ def test_the_totals_and_errors_that_are_printed() -> None:
     assert row.macs == (16 * 4 * 9 + 16 * 32) * 64
     assert (row.weight_bits, row.activation_bits) == (2, 4)
     assert row.error == row.relative_error and row.output_error is None
-    assert f"MACs {before / 1e6:.2f} → {cost.macs / 1e6:.2f} M ({cost.macs / before:.0%})" in text
+    assert f"MACs {before / 1e3:.1f} → {cost.macs / 1e3:.1f} k ({cost.macs / before:.0%})" in text
     assert (
-        f"BOPs {cost.bops / 1e9:.2f} G ({cost.bops / (before * 1024):.1%} of the network in one piece at 32 bits)"
-        in text
+        f"BOPs {amount(cost.bops)} ({cost.bops / (before * 1024):.1%} of the network in one piece at 32 bits)" in text
     )
-    assert f"parameters {cost.parameters:,}, weights {cost.total_weight_bits / 8 / 2**20:.2f} MiB" in text
+    assert f"parameters {cost.parameters:,}, weights {bytes_as_text(cost.total_weight_bits / 8)}" in text
     assert f"{row.relative_error:.1%}" in text
     assert "error: ‖W − UV‖ / ‖W‖" in text
     assert "input 1×3×12×12\n" in text

@@ -28,8 +28,10 @@ def test_on_the_command_line(
     np.save("images.npy", images().numpy())
     source = f"{__name__}:make_net"
     fxfactor.save(fxfactor.transform(make_net(), 2, 4, example_inputs=images()[:1]), "l2", source=source)
-    run = CliRunner().invoke(app, ["distributions", "l2", "--images", "images.npy"])
+    run = CliRunner().invoke(app, ["distributions", "l2", "--images", "images.npy", "--model", source])
     assert run.exit_code == 0, run.output
-    run = CliRunner().invoke(app, ["report", "l2", "--distributions", "distributions.json", "-o", "page.html"])
+    run = CliRunner().invoke(
+        app, ["report", "l2", "--model", source, "--distributions", "distributions.json", "-o", "page.html"]
+    )
     assert run.exit_code == 0, run.output
     assert '<section id="pictures">' in Path("page.html").read_text()

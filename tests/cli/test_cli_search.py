@@ -22,8 +22,8 @@ def test_budgets_levels_bits_and_kept_layers_are_passed_on(folder: Path, capsys:
     assert plan.explain().budget.keys() == {"bops", "macs", "weight_bits"}
     assert plan.layers["3"].groups is None
     assert {layer.weight_bits for layer in plan.layers.values()} <= {4, 8}
-    printed = capsys.readouterr().out
-    assert "next: fxfactor transform cli_nets:small --plan found.json --calibration images.npy" in printed
+    told = capsys.readouterr().err
+    assert "next: fxfactor transform cli_nets:small --plan found.json --calibration images.npy --output found\n" in told
 
 
 def test_pairs_of_bits_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

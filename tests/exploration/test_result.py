@@ -76,7 +76,11 @@ def test_the_table_says_what_each_candidate_costs_and_why_one_failed() -> None:
     assert "broke" in text
     assert "3 of 4 evaluated" in text
     assert "LUT" not in str(RESULT)
-    assert cells(replace(candidate(1, 2_500_000, 0.5), total_weight_bits=8192 * 3))[3:6] == ("2.50", "0.003", "3.0")
+    assert cells(replace(candidate(1, 2_500_000, 0.5), total_weight_bits=8192 * 3))[3:6] == (
+        "2.50 M",
+        "2.50 M",
+        "3.0 KiB",
+    )
 
 
 def test_hypervolume_goes_up_to_the_dearest_or_to_what_is_asked() -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fxfactor.arrays import read_arrays
 from fxfactor.errors import FinnError
 from fxfactor.finn.integer.builder import METADATA
 from fxfactor.finn.integer.execute import execute
@@ -131,13 +132,7 @@ def load_images(verify: Any) -> tuple[Array, Array]:
             raise FinnError(
                 f'required: an .npz file with arrays "x" and "y"; found: nothing at {path}; write one with numpy.savez'
             )
-        with np.load(path) as arrays:
-            missing = {"x", "y"} - set(arrays)
-            if missing:
-                raise FinnError(
-                    f'required: arrays "x" and "y" in {path}; found: {sorted(arrays)}; write both with numpy.savez'
-                )
-            pair: tuple[Any, ...] = (arrays["x"], arrays["y"])
+        pair: tuple[Any, ...] = read_arrays(path, ("x", "y"), "images and outputs to verify with")
     else:
         pair = tuple(each.detach().cpu().numpy() if hasattr(each, "detach") else np.asarray(each) for each in verify)
     if len(pair) != 2 or len(pair[0]) != len(pair[1]) or not len(pair[0]):
