@@ -95,6 +95,8 @@ class Outcome:
     reports: dict[str, Any] = field(default_factory=dict)
     generated: dict[str, str] = field(default_factory=dict)
     finn: str = ""
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    """What process/layer_streams.py tells of the generated layers, if the job asks for it."""
     seconds: float = 0.0
 
     def estimate(self) -> Estimate:
@@ -136,6 +138,8 @@ class Job:
     generate: bool = False
     """Whether FINN's code generation runs at the end."""
     grouped: Form | None = None
+    describe: bool = False
+    """Whether the worker then tells what a simulation of the generated layers needs."""
 
     def __post_init__(self) -> None:
         check_form(self.grouped)
@@ -167,6 +171,7 @@ class Job:
             "images": str(folder / "images.npz"),
             "images_per_step": self.images_per_step if self.verify else 0,
             "generate": self.generate,
+            "describe": self.describe,
         }
         compared = self._write_images(folder / "images.npz", network)
         kept = self.store / self._key(network)
@@ -251,6 +256,8 @@ class Job:
                 outcome.software, outcome.floating = tuple(partition["software"]), tuple(partition["floating"])
         elif kind == "generated":
             outcome.generated, outcome.finn = event["folders"], event["finn"]
+        elif kind == "layers":
+            outcome.layers = event["layers"]
         elif kind == "stop":
             raise FinnError(explain(event))
 
@@ -270,12 +277,12 @@ def _layers(reports: dict[str, Any], network: IntegerNetwork) -> tuple[HardwareL
         # FINN renames the last tensor and gives new names to those it adds: the next tensor tells what they belong to
         output, *inputs = tensors[node]
         candidates = (output, reader.get(output, graph.output[0].name), *inputs)
-        site = _plain(next((name for name in candidates if name in known), graph.output[0].name))
+        site = site_in(next((name for name in candidates if name in known), graph.output[0].name))
         layers.append(HardwareLayer(node, reports["kinds"][node], site, int(cycles.get(node, 0)), found))
     return tuple(layers)
 
 
-def _plain(tensor: str) -> str:
+def site_in(tensor: str) -> str:
     """The site in a tensor's name: the builder adds suffixes for what a module is made of, and numbers."""
     tensor = tensor.partition("#")[0]
     for suffix in (".windows", ".flat", ".sign"):
