@@ -97,7 +97,7 @@ def simulate(
     result = _watched(run, file, load_array(images), board, target_fps, clock_ns, **options)
     Console().print(result)
     if output is not None:
-        with new_file(output) as draft:
+        with new_file(output, "simulate") as draft:
             draft.write_text(result.to_json())
     if not result.is_right:
         raise typer.Exit(1)

@@ -92,7 +92,9 @@ def _save_constant(model: Any, layer: Any, node: Any, folder: Path) -> str | Non
 
     index = CONSTANTS.get(node.op_type)
     if node.op_type.startswith("Elementwise"):
-        index = next((at for at, side in enumerate(("lhs", "rhs")) if layer.get_nodeattr(f"{side}_style") == "const"), None)
+        index = next(
+            (at for at, side in enumerate(("lhs", "rhs")) if layer.get_nodeattr(f"{side}_style") == "const"), None
+        )
     if index is None:
         return None
     file = folder / f"{node.name}.npy"

@@ -156,5 +156,7 @@ def load_array(file: str | Path) -> Array:
     try:
         array: Array = np.load(path).astype(np.float32)
     except (ValueError, AttributeError) as error:
-        raise FinnError(f"required: an .npy file with images; found: {path} ({error}); write one with numpy.save") from error
+        raise FinnError(
+            f"required: an .npy file with images; found: {path} ({error}); write one with numpy.save"
+        ) from error
     return array

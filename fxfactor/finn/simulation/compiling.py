@@ -24,7 +24,17 @@ KEPT = 2000
 
 NATIVE = ("layer.h", "models.h", "fifo.h", "simulator.cpp")
 CXX = ("-std=c++17", "-O1", "-w", "-fPIC")
-VERILATE = ("--cc", "--no-timing", "--output-split", "0", "-O3", "-Wno-fatal", "-Wno-lint", "-Wno-style", "-DFINN_SIMULATION")
+VERILATE = (
+    "--cc",
+    "--no-timing",
+    "--output-split",
+    "0",
+    "-O3",
+    "-Wno-fatal",
+    "-Wno-lint",
+    "-Wno-style",
+    "-DFINN_SIMULATION",
+)
 
 
 @dataclass
@@ -145,8 +155,12 @@ class Compiler:
         library = [include / "verilated.cpp", include / "verilated_threads.cpp"]
         (folder / "common.h").write_text('#include "verilated.h"\n#include "layer.h"\n')
         compiler, what = self.tools.compiler, "compiling the simulator"
-        commands.run([compiler, *CXX, "-shared", *self._include(), *library, "-o", "libverilated.so", "-pthread"], folder, what)
-        commands.run([compiler, *CXX, *self._include(), "-x", "c++-header", "common.h", "-o", "common.h.gch"], folder, what)
+        commands.run(
+            [compiler, *CXX, "-shared", *self._include(), *library, "-o", "libverilated.so", "-pthread"], folder, what
+        )
+        commands.run(
+            [compiler, *CXX, *self._include(), "-x", "c++-header", "common.h", "-o", "common.h.gch"], folder, what
+        )
         commands.run([compiler, "-std=c++17", "-O2", "simulator.cpp", "-o", "simulator", "-ldl"], folder, what)
 
     def _compile_all(
@@ -189,7 +203,8 @@ class Compiler:
 
     def _drop_oldest(self) -> None:
         places = sorted(
-            (place for place in self.store.iterdir() if not place.name.startswith(".")), key=lambda at: at.stat().st_mtime
+            (place for place in self.store.iterdir() if not place.name.startswith(".")),
+            key=lambda at: at.stat().st_mtime,
         )
         for place in places[:-KEPT]:
             shutil.rmtree(place, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -63,8 +62,8 @@ class Stream:
 
     @property
     def name(self) -> str:
-        """`writer -> reader`, as reports show it."""
-        return f"{self.writer} -> {self.reader}"
+        """`writer -> reader`, as reports show it; further outputs of a writer have numbers: `writer:1 -> reader`."""
+        return f"{self.writer}{f':{self.output}' if self.output else ''} -> {self.reader}"
 
 
 @dataclass(frozen=True)
@@ -95,20 +94,20 @@ class Layer:
 
 @dataclass(frozen=True)
 class Design:
-    """Layers in the order of execution, and streams; the first layer reads the input, one layer writes the output."""
+    """Layers in the order of execution, and the streams between them."""
 
     layers: tuple[Layer, ...]
     streams: tuple[Stream, ...]
 
     @property
-    def source(self) -> int:
-        """Position of the stream from the network's input."""
-        return next(index for index, stream in enumerate(self.streams) if stream.writer == INPUT)
+    def sources(self) -> tuple[int, ...]:
+        """Positions of the streams from the network's input."""
+        return tuple(index for index, stream in enumerate(self.streams) if stream.writer == INPUT)
 
     @property
-    def sink(self) -> int:
-        """Position of the stream to the network's output."""
-        return next(index for index, stream in enumerate(self.streams) if stream.reader == OUTPUT)
+    def sinks(self) -> tuple[int, ...]:
+        """Positions of the streams to the network's output."""
+        return tuple(index for index, stream in enumerate(self.streams) if stream.reader == OUTPUT)
 
     def layer(self, name: str) -> Layer:
         """The layer of that name."""
@@ -116,7 +115,7 @@ class Design:
 
 
 def design_of(told: list[dict[str, Any]]) -> Design:
-    """The design in what process/layer_streams.py tells. Raises FinnError where a stream has no FIFO or several readers."""
+    """The design in what process/layer_streams.py tells. Raises FinnError where a stream has several readers."""
     by_name = {each["name"]: each for each in told}
     real = [each for each in told if not each["kind"].startswith(FIFO)]
     streams: list[Stream] = []
@@ -125,6 +124,8 @@ def design_of(told: list[dict[str, Any]]) -> Design:
 
     def add(reader: str, start: list[Any] | None, port: Port) -> int:
         writer, output = _writer(start, by_name)
+        if writer == INPUT:
+            output = sum(stream.writer == INPUT for stream in streams)
         if (writer, output) in outputs:
             raise FinnError(
                 f"required: one reader of each stream; found: output {output} of {writer} is read by {reader} and another; "
@@ -150,14 +151,10 @@ def _writer(start: list[Any] | None, by_name: dict[str, dict[str, Any]]) -> tupl
     return (INPUT, 0) if start is None else (start[0], start[1])
 
 
-def _unread(real: list[dict[str, Any]], outputs: dict[tuple[str, int], int]) -> Iterable[tuple[str, int]]:
-    left = [(each["name"], index) for each in real for index in range(len(each["outputs"]))]
-    left = [key for key in left if key not in outputs]
-    if len(left) != 1:
-        raise FinnError(
-            f"required: a network with one output; found: {len(left)} outputs ({left}); simulate networks with one output"
-        )
-    return left
+def _unread(real: list[dict[str, Any]], outputs: dict[tuple[str, int], int]) -> list[tuple[str, int]]:
+    """Layers' outputs that no layer reads: those of the network."""
+    every = [(each["name"], index) for each in real for index in range(len(each["outputs"]))]
+    return [key for key in every if key not in outputs]
 
 
 def _layer(told: dict[str, Any], inputs: list[int], outputs: dict[tuple[str, int], int]) -> Layer:

@@ -125,7 +125,9 @@ def _integer_images(images: Any, network: IntegerNetwork) -> NDArray[Any]:
     array = images.detach().cpu().numpy() if hasattr(images, "detach") else np.asarray(images)
     shape = tuple(network.notes["input"]["shape"][1:])
     if array.shape[1:] != shape or not len(array):
-        raise FinnError(f"required: images of shape (N, {', '.join(map(str, shape))}); found: {array.shape}; see images=")
+        raise FinnError(
+            f"required: images of shape (N, {', '.join(map(str, shape))}); found: {array.shape}; see images="
+        )
     integers = network.to_integers(array.astype(np.float32))
     return integers[np.arange(max(LEAST_FRAMES, len(integers))) % len(integers)]
 

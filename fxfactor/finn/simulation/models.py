@@ -25,7 +25,10 @@ def parameters_of(layer: Layer) -> str:
             f"{layer.name} ({layer.kind}); use fxfactor.finn.prepare and FINN's own simulation, which needs Vivado"
         )
     kind, values = make(layer)
-    sides = [[len(ports), *(each for port in ports for each in _elements(port))] for ports in (layer.in_ports, layer.out_ports)]
+    sides = [
+        [len(ports), *(each for port in ports for each in _elements(port))]
+        for ports in (layer.in_ports, layer.out_ports)
+    ]
     return " ".join(map(str, (kind, *sides[0], *sides[1], *values))) + "\n"
 
 

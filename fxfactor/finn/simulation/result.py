@@ -34,7 +34,9 @@ class Difference:
     wrong: int
 
     def __str__(self) -> str:
-        element = next((at for at, pair in enumerate(zip(self.found, self.wanted, strict=False)) if pair[0] != pair[1]), 0)
+        element = next(
+            (at for at, pair in enumerate(zip(self.found, self.wanted, strict=False)) if pair[0] != pair[1]), 0
+        )
         values = f"{self.found[element]} instead of {self.wanted[element]}"
         return (
             f"{self.layer} ({self.site}) wrote {values} in frame {self.frame}, word {self.word}, element {element}; "

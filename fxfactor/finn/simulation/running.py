@@ -48,19 +48,16 @@ class Bench:
 
     @classmethod
     def set_up(
-        cls, design: Design, codes: dict[str, Code], built: Built, model: onnx.ModelProto, images: NDArray[Any], folder: Path
+        cls,
+        design: Design,
+        codes: dict[str, Code],
+        built: Built,
+        model: onnx.ModelProto,
+        images: NDArray[Any],
+        folder: Path,
     ) -> Bench:
         """Write the layers' data, the models' parameters, and the words of all streams for integer images (N, H, W, C)."""
-        (folder / "data").mkdir()
-        (folder / "words").mkdir()
-        for layer in design.layers:
-            place = folder / "data" / layer.name
-            place.mkdir()
-            if layer.name in codes:
-                for name, content in codes[layer.name].data.items():
-                    (place / name).write_bytes(content)
-            else:
-                (place / "parameters").write_text(parameters_of(layer))
+        write_data(design, codes, folder)
         expected_words(design, model, images, lambda index, words: words.tofile(folder / "words" / str(index)))
         return cls(design, codes, built, folder, len(images))
 
@@ -92,7 +89,8 @@ class Bench:
     def _describe(self, depths: Sequence[int], frames: int, pace: int) -> str:
         design = self.design
         patience = 2 * max(layer.cycles for layer in design.layers) + SPARE_CYCLES
-        lines = [f"{frames} {pace} {patience} {design.source} {design.sink}", f"{len(design.streams)}"]
+        ends = [_counted(side) for side in (design.sources, design.sinks)]
+        lines = [f"{frames} {pace} {patience}", *ends, f"{len(design.streams)}"]
         for index, (stream, depth) in enumerate(zip(design.streams, depths, strict=True)):
             port = stream.port
             words = self.folder / "words" / str(index)
@@ -102,16 +100,31 @@ class Bench:
             place = self.folder / "data" / layer.name
             code = self.codes.get(layer.name)
             kind = f"rtl {self.built.libraries[code.key]} {place}" if code else f"model {place / 'parameters'}"
-            ports = [" ".join(map(str, (len(side), *side))) for side in (layer.inputs, layer.outputs)]
-            lines.append(f"{layer.name} {kind} {' '.join(ports)}")
+            lines.append(f"{layer.name} {kind} {_counted(layer.inputs)} {_counted(layer.outputs)}")
         return "\n".join(lines) + "\n"
+
+
+def _counted(numbers: Sequence[int]) -> str:
+    return " ".join(map(str, (len(numbers), *numbers)))
+
+
+def write_data(design: Design, codes: dict[str, Code], folder: Path) -> None:
+    """Write what each layer reads at the start into `folder`/data, and make `folder`/words."""
+    (folder / "data").mkdir()
+    (folder / "words").mkdir()
+    for layer in design.layers:
+        place = folder / "data" / layer.name
+        place.mkdir()
+        if layer.name in codes:
+            for name, content in codes[layer.name].data.items():
+                (place / name).write_bytes(content)
+        else:
+            (place / "parameters").write_text(parameters_of(layer))
 
 
 def unlimited(design: Design) -> list[int]:
     """Depths without a limit."""
     return [UNLIMITED] * len(design.streams)
-
-
 
 
 def least_depth(peak: int) -> int:

