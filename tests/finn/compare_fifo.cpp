@@ -10,7 +10,7 @@
 int main(int, char** arguments) {
   void* library = dlopen(arguments[1], RTLD_NOW);
   if (!library) return std::puts(dlerror()), 2;
-  Layer* rtl = reinterpret_cast<Layer* (*)()>(dlsym(library, "make_layer"))();
+  Layer* rtl = reinterpret_cast<Layer* (*)(const char*)>(dlsym(library, "make_layer"))("fifo");
   Fifo model(std::atoi(arguments[2]), 2);
   std::mt19937 random(1);
   Limb word[2] = {0, 0}, found[2] = {0, 0};

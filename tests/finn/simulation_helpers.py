@@ -53,7 +53,8 @@ class Laboratory:
         place = self.folder / f"{time.monotonic_ns()}"
         place.mkdir()
         model = generated.outcome.network.model
-        bench = Bench.set_up(generated.design, generated.codes, self.built, model, self.images, place)
+        bench = Bench.set_up(self.generated.design, generated.codes, self.built, model, self.images, place)
+        bench = replace(bench, design=generated.design)
         with Commands(time.monotonic() + timeout_s) as commands:
             return measure(bench, generated, commands, depths, lambda step: None, time.monotonic())
 

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -74,6 +75,8 @@ class Commands:
         finally:
             end(process)
             self.running.discard(process)
+            if process.stdout is not None:
+                process.stdout.close()
         if process.returncode:
             raise FinnError(
                 f"{what} failed with status {process.returncode}: {_tail(output)}; report it with the file as a defect of "
@@ -85,10 +88,8 @@ class Commands:
 def end(process: subprocess.Popen[str]) -> None:
     """Kill a process with everything it started, if it still runs."""
     if process.poll() is None:
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         process.wait()
 
 
@@ -187,12 +188,21 @@ class Compiler:
             for name, text in code.files.items():
                 (folder / name).write_text(text)
             prefix, what = f"V{code.key}", f"compiling a layer ({next(iter(code.files))})"
-            command = [self.tools.verilator, *VERILATE, "--top-module", TOP, "--prefix", prefix, "-Mdir", "verilated"]
+            command: list[str | Path] = [
+                self.tools.verilator,
+                *VERILATE,
+                "--top-module",
+                TOP,
+                "--prefix",
+                prefix,
+                "-Mdir",
+                "verilated",
+            ]
             commands.run([*command, *code.files], folder, what, self.tools.root)
             parts = sorted((folder / "verilated").glob("*.cpp"))
             (folder / "layer.cpp").write_text(_glue(code, prefix, [part.name for part in parts]))
             include = [f"-I{runtime}", *self._include(), "-Iverilated", "-include", "common.h"]
-            link = ["-L" + str(runtime), "-lverilated", f"-Wl,-rpath,{runtime}"]
+            link = ["-L" + str(runtime), "-lverilated", f"-Wl,-rpath,$ORIGIN/../{runtime.name}"]
             command = [self.tools.compiler, *CXX, "-shared", *include, "layer.cpp", "-o", "layer.so", *link]
             commands.run(command, folder, what)
             for file in folder.iterdir():  # what is left is what a simulation loads
@@ -235,7 +245,8 @@ def _glue(code: Code, prefix: str, parts: Sequence[str]) -> str:
 namespace {{
 struct Compiled final : Layer {{
   VerilatedContext context;
-  {prefix} top{{&context}};
+  {prefix} top;
+  explicit Compiled(const char* name) : top(&context, name) {{}}
   void reset(bool active) override {{ top.rst_n = !active; top.clk = 0; top.eval(); }}
   void set_input(int port, bool valid, const Limb* word) override {{
     switch (port) {{ {cases(code.inputs, "top.in{0}_valid = valid; if (valid) put(top.in{0}_data, word)")} }}
@@ -261,5 +272,5 @@ struct Compiled final : Layer {{
   bool stopped() override {{ return context.gotFinish(); }}
 }};
 }}
-extern "C" Layer* make_layer() {{ return new Compiled; }}
+extern "C" Layer* make_layer(const char* name) {{ return new Compiled(name); }}
 """

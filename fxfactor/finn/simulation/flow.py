@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from fxfactor.errors import FinnError
 from fxfactor.finn.estimation import Job, Outcome, Progress, site_in
-from fxfactor.finn.process.load import IntegerNetwork
+from fxfactor.finn.process.load import IntegerNetwork, load_integers
 from fxfactor.finn.simulation.compiling import Built, Commands, Compiler
 from fxfactor.finn.simulation.design import Design, Layer, design_of
 from fxfactor.finn.simulation.result import Difference, SimulatedLayer, SimulatedStream, Simulation
@@ -65,11 +64,12 @@ def simulate(
     """
     started = time.monotonic()
     target, tools = Target(board, clock_ns, target_fps, python), find_tools()
+    _require_depth(fifo_depths)
+    integers = _integer_images(images, load_integers(file))
     job = Job(Path(file), target, timeout_s=timeout_s, cache=cache, progress=progress, generate=True, describe=True)
     with job.folder() as folder, Commands(started + timeout_s) as commands:
         outcome = job.run(folder)
         generated = Generated.of(outcome)
-        integers = _integer_images(images, outcome.network)
         say = progress or (lambda step: None)
         built = compile_layers(generated, tools, job.store, commands, say)
         bench_folder = Path(folder) / "simulation"
@@ -157,10 +157,13 @@ def measure(
     return _result(bench, generated, raw, depths, needed, pace, time.monotonic() - started)
 
 
+def _require_depth(wanted: Depths) -> None:
+    if isinstance(wanted, int) and wanted < 2:
+        raise FinnError(f"required: FIFOs of at least 2 words; found: fifo_depths={wanted}; give a larger number")
+
+
 def _depths(design: Design, needed: list[int] | None, wanted: Depths) -> list[int]:
     if isinstance(wanted, int):
-        if wanted < 2:
-            raise FinnError(f"required: FIFOs of at least 2 words; found: fifo_depths={wanted}; give a larger number")
         return [wanted] * len(design.streams)
     depths = unlimited(design) if needed is None else list(needed)
     names = {stream.name: index for index, stream in enumerate(design.streams)}
@@ -197,6 +200,7 @@ def _result(
         layers=tuple(_layer(layer, generated.sites[layer.name], raw) for layer in design.layers),
         streams=tuple(_stream(bench, raw, index, depths, needed) for index in range(len(design.streams))),
         differences=_differences(bench, generated, raw),
+        complaints=raw.complaints,
         stopped=_why_stopped(bench, raw, depths),
         compiled=bench.built.compiled,
         seconds=seconds,

@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
+
 from fxfactor.rich_table import new_table
 
 if TYPE_CHECKING:
@@ -91,8 +93,8 @@ class Simulation:
 
     `cycles` are from frame to frame once the pipeline is full, 0 where it never was; `latency_cycles` from the first word of
     the first frame to its last result. `unlimited_cycles` is what `cycles` would be with FIFOs of any size.
-    `estimated_cycles` is FINN's figure for its slowest layer. `stopped` says why the simulation ended early, "" where it did
-    not. `compiled` layers were compiled for this; the others were in the cache.
+    `estimated_cycles` is FINN's figure for its slowest layer. `complaints` are what checks in FINN's RTL said. `stopped` says
+    why the simulation ended early, "" where it did not. `compiled` layers were compiled for this; the others were in the cache.
     """
 
     board: str
@@ -106,14 +108,15 @@ class Simulation:
     layers: tuple[SimulatedLayer, ...]
     streams: tuple[SimulatedStream, ...]
     differences: tuple[Difference, ...]
+    complaints: tuple[str, ...]
     stopped: str
     compiled: int
     seconds: float
 
     @property
     def is_right(self) -> bool:
-        """Whether all frames came out and every word of every stream was what the network in integers has there."""
-        return not self.stopped and not self.differences
+        """Whether all frames came out, every word of every stream was that of the network in integers, and no check failed."""
+        return not (self.stopped or self.differences or self.complaints)
 
     @property
     def words(self) -> int:
@@ -202,5 +205,7 @@ class Simulation:
             yield f"[red]First difference: {self.differences[0]}[/red]"
         else:
             yield f"{self.words:,} words in {len(self.streams)} streams compared with the network in integers: all are right."
+        for complaint in self.complaints:
+            yield f"[red]A check in the RTL failed: {escape(complaint)}[/red]"
         if self.models:
             yield f"Models of fxfactor stood for layers that FINN has in HLS only: {', '.join(self.models)}."

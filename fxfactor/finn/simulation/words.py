@@ -50,6 +50,11 @@ def origins(design: Design, model: onnx.ModelProto) -> tuple[Origin, ...]:
                 tensor = model.graph.output[0].name
             before = found[layer.inputs[0]] if layer.inputs else None
             found[stream] = _origin(layer, tensor, before, known)
+    if None in found:
+        lost = design.streams[found.index(None)].name
+        raise FinnError(
+            f"required: layers in the order of execution; found: nothing writes {lost}; report it as a defect"
+        )
     return tuple(origin for origin in found if origin is not None)
 
 

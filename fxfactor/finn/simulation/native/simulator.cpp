@@ -1,5 +1,5 @@
 // Simulates a network of layers and FIFOs clock by clock: `simulator DESCRIPTION RESULT`. The description is written by
-// fxfactor/finn/simulation/run.py, which also says what the fields mean; the result is JSON.
+// fxfactor/finn/simulation/running.py, which also says what the fields mean; the result is JSON.
 #include <dlfcn.h>
 #include <unistd.h>
 
@@ -113,13 +113,13 @@ std::unique_ptr<Layer> model(const std::string& path) {
 }
 
 // A layer compiled from RTL. Its memories are read from files in `folder` when it is first evaluated, in reset().
-std::unique_ptr<Layer> compiled(const std::string& library, const std::string& folder) {
+std::unique_ptr<Layer> compiled(const std::string& name, const std::string& library, const std::string& folder) {
   void* handle = dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (!handle) throw std::runtime_error(dlerror());
-  auto make = reinterpret_cast<Layer* (*)()>(dlsym(handle, "make_layer"));
+  auto make = reinterpret_cast<Layer* (*)(const char*)>(dlsym(handle, "make_layer"));
   if (!make) throw std::runtime_error(dlerror());
   if (chdir(folder.c_str())) throw std::runtime_error("no folder " + folder);
-  std::unique_ptr<Layer> layer(make());
+  std::unique_ptr<Layer> layer(make(name.c_str()));
   layer->reset(true);
   return layer;
 }
@@ -171,7 +171,7 @@ struct Network {
         file >> ports;
         for (auto port : integers(file, ports)) side->push_back(static_cast<int>(port));
       }
-      node.layer = kind == "rtl" ? compiled(library, folder) : model(library);
+      node.layer = kind == "rtl" ? compiled(node.name, library, folder) : model(library);
       nodes.push_back(std::move(node));
     }
     if (!file) throw std::runtime_error("the description ends too early");
