@@ -131,9 +131,8 @@ def test_one_threshold(residual: Laboratory, which: int) -> None:
     data = residual.generated.codes[layer].data
     name = min(sorted(data), key=lambda each: len(data[each].split()))
     lines = data[name].decode().split()
-    attributes = residual.generated.design.layer(layer).attributes
-    bits = int(attributes["weightDataType"].lstrip("UINT"))
-    lines[0] = _flip(lines[0], bits - 2)
+    assert int(lines[0], 16) != 1
+    lines[0] = f"{1:0{len(lines[0])}x}"
     found = residual.simulate(residual.with_data(layer, name, "\n".join(lines) + "\n"))
     assert [difference.layer for difference in found.differences][:1] == [layer]
 
