@@ -83,6 +83,7 @@ def simulate(
     target_fps: TargetFps = 1000,
     clock_ns: ClockNs = 5.0,
     fifo_depth: Annotated[int | None, typer.Option(help="Words in every FIFO. None: as many as are needed.")] = None,
+    grouped: Grouped = None,
     output: Annotated[Path | None, typer.Option(help="File for the result as JSON")] = None,
     python: Python = None,
     timeout_s: Timeout = 3600.0,
@@ -93,8 +94,8 @@ def simulate(
     from fxfactor.finn.process.load import load_array
     from fxfactor.finn.simulation.flow import simulate as run
 
-    options = {"fifo_depths": fifo_depth, "python": python, "timeout_s": timeout_s, "cache": cache}
-    result = _watched(run, file, load_array(images), board, target_fps, clock_ns, **options)
+    shared = {"grouped": grouped, "python": python, "timeout_s": timeout_s, "cache": cache}
+    result = _watched(run, file, load_array(images), board, target_fps, clock_ns, fifo_depths=fifo_depth, **shared)
     Console().print(result)
     if output is not None:
         with new_file(output, "simulate") as draft:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from finn_helpers import export_to
+from grouped_networks import GROUPED
 from rich.console import Console
 from simulation_helpers import Laboratory, laboratory, needs_verilator
 from small_networks import TAKEN, Branches, Residual, build, chain, conv, norm, quantizer, relu
@@ -255,6 +256,40 @@ def _run_quietly(commands: Commands, command: list[str], folder: Path) -> None:
 
 
 # ---- whole networks ----
+
+
+def _grouped() -> nn.Module:
+    """Three convolutions of groups: at a stride of 2, with more outputs than inputs, and depthwise."""
+    return chain(
+        *(conv(8, 8, groups=2), norm(8), relu(), conv(8, 16, stride=2, groups=4), norm(16), relu()),
+        *(conv(16, 16, groups=16), norm(16), relu()),
+        features=16 * 16,
+    )
+
+
+def test_a_grouped_convolution_as_one_block(write: Write, cache: Path) -> None:
+    """Window generator with runs of channels, FINN's matrix unit with a weight tile for each group."""
+    torch.manual_seed(1)
+    file = write(_grouped())
+    result = fxfactor.finn.simulate(file, torch.randn(3, 3, 8, 8), "ZCU104", 5000, grouped="block", cache=cache)
+    assert result.is_right, result.differences or result.stopped or result.complaints
+    assert sum(layer.kind == "MVAUGrouped_rtl" for layer in result.layers) == 3
+    assert not result.models
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["block", "split", "branches"])
+@pytest.mark.parametrize("name", GROUPED)
+def test_every_grouped_network_in_every_form(name: str, form: Any, write: Write, cache: Path) -> None:
+    make, shape = GROUPED[name]
+    file = write(make(), (1, *shape))
+    try:
+        result = fxfactor.finn.simulate(file, torch.randn(3, *shape), "ZCU104", 2000, grouped=form, cache=cache)
+    except FinnError as error:
+        if "for which there are models" in str(error) or "weights of at least 2 bits" in str(error):
+            pytest.skip(str(error))
+        raise
+    assert result.is_right, result.differences or result.stopped or result.complaints
 
 
 @pytest.mark.slow

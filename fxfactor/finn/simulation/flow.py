@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fxfactor.errors import FinnError
 from fxfactor.finn.estimation import Job, Outcome, Progress, site_in
+from fxfactor.finn.integer.forms import Form
 from fxfactor.finn.process.load import IntegerNetwork, load_integers
 from fxfactor.finn.simulation.compiling import Built, Commands, Compiler
 from fxfactor.finn.simulation.design import Design, Layer, design_of
@@ -41,6 +42,7 @@ def simulate(
     clock_ns: float = 5.0,
     *,
     fifo_depths: Depths = None,
+    grouped: Form | None = None,
     python: str | Path | None = None,
     timeout_s: float = 3600.0,
     cache: str | Path | None = None,
@@ -66,7 +68,16 @@ def simulate(
     target, tools = Target(board, clock_ns, target_fps, python), find_tools()
     _require_depth(fifo_depths)
     integers = _integer_images(images, load_integers(file))
-    job = Job(Path(file), target, timeout_s=timeout_s, cache=cache, progress=progress, generate=True, describe=True)
+    job = Job(
+        Path(file),
+        target,
+        timeout_s=timeout_s,
+        cache=cache,
+        progress=progress,
+        generate=True,
+        describe=True,
+        grouped=grouped,
+    )
     with job.folder() as folder, Commands(started + timeout_s) as commands:
         outcome = job.run(folder)
         generated = Generated.of(outcome)
@@ -91,19 +102,9 @@ class Generated:
     def of(cls, outcome: Outcome) -> Generated:
         """From what FINN's worker sent and the folder that it generated code in, which must still be there."""
         design = design_of(outcome.layers)
-        library = _library(design)
+        library = Path(outcome.finn) / "finn-rtllib"
         codes = {layer.name: code_of(layer, library) for layer in design.layers if layer.is_rtl}
         return cls(outcome, design, codes, _sites(outcome, design))
-
-
-def _library(design: Design) -> Path:
-    """FINN's folder of RTL, by the name it has in the sources' paths."""
-    for layer in design.layers:
-        for source in layer.told["sources"]:
-            for parent in Path(source).parents:
-                if parent.name == "finn-rtllib":
-                    return parent
-    raise FinnError("required: a layer in RTL; found: none; use fxfactor.finn.prepare and FINN's own simulation")
 
 
 def _sites(outcome: Outcome, design: Design) -> dict[str, str]:
