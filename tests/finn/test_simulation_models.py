@@ -98,6 +98,61 @@ def test_a_model_computes_what_finns_python_does(
     assert cycles == max(design.layers[0].cycles, *(design.streams[at].port.words for at in design.sources))
 
 
+def _endless(by_finn: Path, simulator: Built, folder: Path) -> Bench:
+    """A network whose input comes so slowly that a simulation takes years."""
+    told = json.loads((by_finn / "duplicate.json").read_text())
+    told[0]["cycles"] = 10**15
+    design = design_of(told)
+    write_data(design, {}, folder)
+    for index, stream in enumerate(design.streams):
+        np.zeros((3 * stream.port.words, stream.port.limbs), np.uint32).tofile(folder / "words" / str(index))
+    return Bench(design, {}, simulator, folder, 3)
+
+
+def test_a_simulation_that_takes_too_long_is_stopped_and_ends_with_its_caller(
+    by_finn: Path, simulator: Built, tmp_path: Path
+) -> None:
+    bench = _endless(by_finn, simulator, tmp_path)
+    with (
+        Commands(time.monotonic() + 0.5) as commands,
+        pytest.raises(FinnError, match=r"stopped while simulating; .*timeout_s="),
+    ):
+        bench.run(unlimited(bench.design), commands, pace=10**15)
+    # a caller that is killed can end nothing: the simulator sees that it is gone
+    code = (
+        "import os, subprocess, sys\n"
+        "process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL, start_new_session=True)\n"
+        "print(process.pid, flush=True)\n"
+        "sys.stdin.read(1)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        str(simulator.simulator),
+        str(tmp_path / "network"),
+        str(tmp_path / "result.json"),
+    ]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as caller:
+        assert caller.stdout is not None
+        assert caller.stdin is not None
+        process = int(caller.stdout.readline())
+        assert _runs(process)
+        caller.stdin.close()
+        caller.wait()
+    while _runs(process):
+        time.sleep(0.05)
+
+
+def _runs(process: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def test_layers_without_a_model_are_refused(by_finn: Path) -> None:
     told = json.loads((by_finn / "add.json").read_text())
     told[0]["kind"] = "UpsampleNearestNeighbour_hls"

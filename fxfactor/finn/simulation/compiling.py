@@ -17,6 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from fxfactor.errors import FinnError
+from fxfactor.finn.process.cache import sweep
 from fxfactor.finn.simulation.rtl import TOP, Code
 from fxfactor.finn.simulation.tools import Tools
 
@@ -109,6 +110,7 @@ class Compiler:
     def build(self, codes: Iterable[Code], commands: Commands, progress: Callable[[str], None]) -> Built:
         """The simulator and the libraries of all `codes`, from the cache where they are there."""
         self.store.mkdir(parents=True, exist_ok=True)
+        sweep(self.store)
         base = self._base()
         runtime = self.store / f"{base}-runtime"
         if not runtime.is_dir():
