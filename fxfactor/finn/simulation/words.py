@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 
 from fxfactor.errors import FinnError
-from fxfactor.finn.integer.execute import execute
+from fxfactor.finn.integer.execute import OPERATIONS, execute
 from fxfactor.finn.simulation.design import Design, Layer, Port
 
 Tensor = NDArray[Any]
@@ -66,6 +66,10 @@ def _origin(layer: Layer, tensor: str | None, before: Origin | None, known: set[
         return before
     if before is not None and layer.kind.startswith("FMPadding"):
         return Origin(before.tensor, (*before.changes, _padding(layer)))
+    if before is not None and layer.kind.startswith(
+        "ConvolutionInputGenerator"
+    ):  # of a pooling, which is one node there
+        return Origin(before.tensor, (*before.changes, _windows(layer), *_reordering(layer)))
     raise FinnError(
         f"required: a layer that computes a tensor of the network in integers; found: {layer.name} ({layer.kind}) gives "
         f"{tensor}; report it with the file as a defect of fxfactor"
@@ -79,6 +83,17 @@ def _padding(layer: Layer) -> Change:
         return np.pad(value, ((0, 0), (top, bottom), (left, right), (0, 0)))
 
     return pad
+
+
+def _windows(layer: Layer) -> Change:
+    names = {"kernel_size": "ConvKernelDim", "stride": "Stride", "dilations": "Dilation"}
+    attributes = {name: layer.attributes[theirs] for name, theirs in names.items()} | {"pad_amount": [0, 0, 0, 0]}
+
+    def windows(value: Tensor) -> Tensor:
+        taken: Tensor = OPERATIONS["Im2Col"]([value], attributes)[0]
+        return taken
+
+    return windows
 
 
 def _reordering(layer: Layer) -> tuple[Change, ...]:
