@@ -19,6 +19,10 @@ _FOLDING = (
     "tests/finn/test_folding.py tests/finn/test_prices.py",
     "one program in several files: seen by what is chosen and what it costs",
 )
+_SIMULATION = (
+    "tests/finn/test_simulation_flow.py tests/finn/test_simulation_models.py",
+    "a part of simulate, whose words are compared with the network's, and whose faults are found",
+)
 ELSEWHERE: dict[str, tuple[str, str]] = {
     "fxfactor/analysis/rows.py": (
         "tests/analysis/test_distributions.py",
@@ -33,7 +37,7 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
         "what options say is seen where commands take them",
     ),
     "fxfactor/cli/finn.py": (
-        "tests/finn/test_runner.py tests/finn/test_prepare.py",
+        "tests/finn/test_runner.py tests/finn/test_prepare.py tests/finn/test_simulation_flow.py",
         "needs finn-plus, as all in tests/finn",
     ),
     "fxfactor/finn/__init__.py": ("tests/finn/test_check.py", "names alone, and which extra is missing"),
@@ -88,6 +92,14 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     **{
         f"fxfactor/finn/process/folding/{name}.py": _FOLDING
         for name in ("candidates", "connections", "fold", "formulas", "program", "steps")
+    },
+    "fxfactor/finn/process/layer_streams.py": (
+        "tests/finn/test_simulation_flow.py tests/finn/test_simulation_models.py",
+        "what it tells is right where the simulation is",
+    ),
+    **{
+        f"fxfactor/finn/simulation/{name}.py": _SIMULATION
+        for name in ("compiling", "design", "result", "rtl", "running", "tools")
     },
     "fxfactor/plan/layer_plan.py": ("tests/plan/test_plan.py", "the entry of a plan: no plan without it"),
     "fxfactor/planning/board.py": ("tests/finn/test_costs.py", "needs finn-plus, as all in tests/finn"),

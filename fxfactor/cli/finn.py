@@ -1,4 +1,4 @@
-"""`fxfactor finn check | estimate | prepare`."""
+"""`fxfactor finn check | estimate | prepare | simulate`."""
 
 from __future__ import annotations
 
@@ -91,6 +91,38 @@ def prepare(
     options |= {"python": python, "timeout_s": timeout_s, "cache": cache}
     result = _watched(run, folder, file, board, _frames(target_fps), clock_ns, **options)
     Console().print(f"{result.folder}: sources of {result.generated} layers; read README.md there.")
+
+
+@app.command()
+def simulate(
+    file: File,
+    images: Annotated[Path, typer.Option(help=".npy file with images (N, C, H, W)")],
+    board: Annotated[str, BOARD] = "ZCU104",
+    target_fps: Frames = "1000",
+    clock_ns: ClockNs = 5.0,
+    fifo_depth: Annotated[int | None, typer.Option(help="Words in every FIFO. None: as many as are needed.")] = None,
+    grouped: Grouped = None,
+    folding: Folding = "fxfactor",
+    output: Annotated[Path | None, typer.Option(help="File for the result as JSON")] = None,
+    python: Python = None,
+    timeout_s: Timeout = 3600.0,
+    cache: Cache = None,
+) -> None:
+    """Simulate FINN's hardware for FILE, clock by clock, and compare every word. Exit status 1 if one is wrong."""
+    from fxfactor.files import new_file
+    from fxfactor.finn.process.load import load_array
+    from fxfactor.finn.simulation.flow import simulate as run
+
+    shared = {"grouped": grouped, "folding": folding, "python": python, "timeout_s": timeout_s, "cache": cache}
+    result = _watched(
+        run, file, load_array(images), board, _frames(target_fps), clock_ns, fifo_depths=fifo_depth, **shared
+    )
+    Console().print(result)
+    if output is not None:
+        with new_file(output, "simulate") as draft:
+            draft.write_text(result.to_json())
+    if not result.is_right:
+        raise typer.Exit(1)
 
 
 def _frames(text: str) -> Any:

@@ -1,4 +1,4 @@
-"""From a QONNX file to what it costs on an FPGA, with FINN: `check`, `estimate`, `prepare`.
+"""From a QONNX file to what it costs on an FPGA, with FINN: `check`, `estimate`, `prepare`, `simulate`.
 
 Importing this needs neither FINN nor a look at it; finn-plus is started in a process of its own when it is used.
 """
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from fxfactor.finn.preparation import Prepared, prepare
     from fxfactor.finn.result import Estimate, HardwareLayer, Step
     from fxfactor.finn.rules import Finding
+    from fxfactor.finn.simulation.flow import simulate
+    from fxfactor.finn.simulation.result import Simulation
     from fxfactor.storage.qonnx import legalize
 
 _HOME_OF = {
@@ -24,12 +26,14 @@ _HOME_OF = {
     "HardwareLayer": "finn.result",
     "Prepared": "finn.preparation",
     "Resources": "finn.boards",
+    "Simulation": "finn.simulation.result",
     "Step": "finn.result",
     "check": "finn.checking",
     "estimate": "finn.estimation",
     "legalize": "storage.qonnx",
     "prepare": "finn.preparation",
     "reference": "finn.exact_reference",
+    "simulate": "finn.simulation.flow",
 }
 
 __all__ = [
@@ -39,12 +43,14 @@ __all__ = [
     "HardwareLayer",
     "Prepared",
     "Resources",
+    "Simulation",
     "Step",
     "check",
     "estimate",
     "legalize",
     "prepare",
     "reference",
+    "simulate",
 ]
 
 

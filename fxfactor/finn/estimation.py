@@ -105,6 +105,8 @@ class Outcome:
     reports: dict[str, Any] = field(default_factory=dict)
     generated: dict[str, str] = field(default_factory=dict)
     finn: str = ""
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    """What process/layer_streams.py tells of the generated layers, if the job asks for it."""
     seconds: float = 0.0
 
     def estimate(self) -> Estimate:
@@ -153,6 +155,8 @@ class Job:
     folding: Folding = "fxfactor"
     must_fit: bool = True
     """Whether a network that fits in no folding is an error; else it is folded to the least shares."""
+    describe: bool = False
+    """Whether the worker then tells what a simulation of the generated layers needs."""
 
     def __post_init__(self) -> None:
         check_form(self.grouped)
@@ -194,6 +198,7 @@ class Job:
             "fold_by": self.folding,
             "available": asdict(self.target.available),
             "must_fit": self.must_fit,
+            "describe": self.describe,
         }
         compared = self._write_images(folder / "images.npz", network)
         kept = self.store / self._key(network)
@@ -278,6 +283,8 @@ class Job:
                 outcome.software, outcome.floating = tuple(partition["software"]), tuple(partition["floating"])
         elif kind == "generated":
             outcome.generated, outcome.finn = event["folders"], event["finn"]
+        elif kind == "layers":
+            outcome.layers = event["layers"]
         elif kind == "stop" and event["kind"] == "infeasible":
             raise FinnError(_infeasible(event, self.target, outcome.network))
         elif kind == "stop":
@@ -316,7 +323,7 @@ def _sites(tensors: dict[str, list[str]], network: IntegerNetwork) -> dict[str, 
     for node, (output, *inputs) in tensors.items():
         # FINN renames the last tensor and gives new names to those it adds: the next tensor tells what they belong to
         candidates = (output, reader.get(output, graph.output[0].name), *inputs)
-        found[node] = _plain(next((name for name in candidates if name in known), graph.output[0].name))
+        found[node] = site_in(next((name for name in candidates if name in known), graph.output[0].name))
     return found
 
 
@@ -349,7 +356,7 @@ def _infeasible(event: dict[str, Any], target: Target, network: IntegerNetwork) 
     )
 
 
-def _plain(tensor: str) -> str:
+def site_in(tensor: str) -> str:
     """The site in a tensor's name: the builder adds suffixes for what a module is made of, and numbers."""
     tensor = tensor.partition("#")[0]
     for suffix in (".windows", ".flat", ".sign"):

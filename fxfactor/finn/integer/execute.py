@@ -18,8 +18,13 @@ from fxfactor.finn.integer.streams import Reals
 Tensors = dict[str, NDArray[Any]]
 
 
-def execute(model: onnx.ModelProto, images: NDArray[Any]) -> NDArray[np.int64]:
-    """The output of the integer graph for integer images (N, H, W, C) or (N, C), as (N, ...)."""
+def execute(
+    model: onnx.ModelProto, images: NDArray[Any], watch: Callable[[str, NDArray[Any]], None] | None = None
+) -> NDArray[np.int64]:
+    """The output of the integer graph for integer images (N, H, W, C) or (N, C), as (N, ...).
+
+    `watch(name, value)` is called with every tensor that a node gives, before it is dropped.
+    """
     values: Tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     values[model.graph.input[0].name] = images.astype(np.float64)
     remaining = {name: sum(name in node.input for node in model.graph.node) for name in _outputs(model)}
@@ -28,6 +33,8 @@ def execute(model: onnx.ModelProto, images: NDArray[Any]) -> NDArray[np.int64]:
         inputs = [values[name] for name in node.input]
         for name, value in zip(node.output, OPERATIONS[node.op_type](inputs, attributes), strict=True):
             values[name] = value
+            if watch is not None:
+                watch(name, value)
         for name in node.input:  # drop what nobody needs any more
             if name in remaining:
                 remaining[name] -= 1

@@ -141,3 +141,17 @@ def load_images(verify: Any) -> tuple[Array, Array]:
             "give verify=(images, model(images))"
         )
     return pair[0].astype(np.float32), pair[1].astype(np.float32)
+
+
+def load_array(file: str | Path) -> Array:
+    """The array in an .npy file as float32. Raises FinnError where there is none."""
+    path = Path(file)
+    if not path.is_file():
+        raise FinnError(f"required: an .npy file with images; found: nothing at {path}; write one with numpy.save")
+    try:
+        array: Array = np.load(path).astype(np.float32)
+    except (ValueError, AttributeError) as error:
+        raise FinnError(
+            f"required: an .npy file with images; found: {path} ({error}); write one with numpy.save"
+        ) from error
+    return array

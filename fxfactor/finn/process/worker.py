@@ -286,15 +286,16 @@ class Run:
         from finn.transformation.fpgadataflow.specialize_layers import SpecializeLayers
         from qonnx.transformation.general import GiveReadableTensorNames, GiveUniqueNodeNames
 
-        part = config._resolve_fpga_part()
+        part, layer_streams = config._resolve_fpga_part(), load("layer_streams")
         for transformation in (
             InsertDWC(),
             InsertFIFO(create_shallow_fifos=True),
             SpecializeLayers(part),
             GiveUniqueNodeNames(),
-            GiveReadableTensorNames(),
         ):
             model = model.transform(transformation)
+        names = layer_streams.tensor_names(model)
+        model = model.transform(GiveReadableTensorNames())
         model = self.step("step_hw_codegen", model, config, check=False)
         folders = {}
         for node in model.graph.node:
@@ -305,6 +306,9 @@ class Run:
         import finn
 
         self.channel.send({"event": "generated", "folders": folders, "finn": next(iter(finn.__path__))})
+        if self.request.get("describe"):
+            layers = layer_streams.describe(model, names, self.folder / "constants")
+            self.channel.send({"event": "layers", "layers": layers})
 
 
 def main(arguments: list[str]) -> int:
