@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from fxfactor.graph.dataflow import operation_name
 from fxfactor.graph.edits import free_path, put_module
 from fxfactor.graph.questions import is_parameter, owner_path, shape_of
+from fxfactor.graph.tracing import MODE_OF
 
 aten = torch.ops.aten
 
@@ -47,6 +48,16 @@ _STATELESS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
     **dict.fromkeys((F.adaptive_avg_pool2d, aten.adaptive_avg_pool2d.default), (nn.AdaptiveAvgPool2d, _SIZE)),
     **dict.fromkeys((F.adaptive_avg_pool3d, aten.adaptive_avg_pool3d.default), (nn.AdaptiveAvgPool3d, _SIZE)),
     F.adaptive_max_pool2d: (nn.AdaptiveMaxPool2d, _SIZE),
+}
+
+# Function → the module that computes it, and the probability it has where none is given.
+_DROPOUTS: dict[str, tuple[type[Any], float]] = {
+    "dropout": (nn.Dropout, 0.5),
+    "dropout1d": (nn.Dropout1d, 0.5),
+    "dropout2d": (nn.Dropout2d, 0.5),
+    "dropout3d": (nn.Dropout3d, 0.5),
+    "alpha_dropout": (nn.AlphaDropout, 0.5),
+    "feature_alpha_dropout": (nn.FeatureAlphaDropout, 0.5),
 }
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -275,6 +286,25 @@ def ancestors(node: Any) -> set[Node]:
             found.add(current)
             waiting.extend(current.all_input_nodes)
     return found
+
+
+def is_dropout(node: Node) -> bool:
+    """Whether the node calls one of the functions that drop values at random in training."""
+    return node.op == "call_function" and operation_name(node) in _DROPOUTS
+
+
+def lift_dropouts(graph: GraphModule) -> None:
+    """`F.dropout(x, p, self.training)` becomes an nn.Dropout below the module whose mode it asks for."""
+    for node in list(graph.graph.nodes):
+        if MODE_OF not in node.meta or not is_dropout(node):
+            continue
+        kind, default = _DROPOUTS[operation_name(node)]
+        probability = bind(node, ("input", "p")).get("p", default)
+        if isinstance(probability, Node):
+            continue
+        owner, name = node.meta[MODE_OF], kind.__name__.lower()
+        path = free_path(graph, f"{owner}.{name}" if owner else name)
+        replace_by_module(graph, node, path, kind(probability))
 
 
 def lift_stateless(graph: GraphModule, numbers: dict[Node, Any]) -> None:
