@@ -22,6 +22,7 @@ from fxfactor.graph.example_inputs import accepted, as_tuple, candidates, cannot
 from fxfactor.graph.faithful import Verdict, evaluate, first_line, has_its_mode_baked_in
 from fxfactor.graph.faithful import compare as compared
 from fxfactor.graph.guards import fix_shapes
+from fxfactor.graph.lifting import COMPUTED
 from fxfactor.graph.normal_form import check_graph, finish, restore_training
 from fxfactor.graph.normalize import drop_idle, normalize
 from fxfactor.graph.questions import placeholders, shape_of
@@ -215,6 +216,9 @@ def _notes(model: nn.Module, attempt: _Attempt) -> list[str]:
     if hooked:
         kept = "hooks are not kept" if attempt.way == SYMBOLIC else "what hooks do is part of the graph"
         notes.append(f"{kept}: {', '.join(hooked)}")
+    computed = list(attempt.graph.meta.get(COMPUTED, ()))
+    if computed:
+        notes.append(f"weights that the model computes in every call are trained as they came out: {', '.join(computed)}")
     defaults = _defaults_kept(model, len(attempt.inputs))
     if defaults:
         notes.append(f"arguments that keep their defaults and are no inputs: {', '.join(defaults)}")

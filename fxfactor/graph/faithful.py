@@ -13,7 +13,7 @@ import math
 import random
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_map_only
 
+from fxfactor.graph.lifting import COMPUTED
 from fxfactor.graph.normal_form import restore_training
 from fxfactor.graph.watching import watch
 
@@ -326,9 +327,10 @@ def _training_difference(candidate: GraphModule, inputs: tuple[Any, ...], wanted
         if name in found.buffers and difference_of(found.buffers[name], value) > 10 * TOLERANCE:
             return f"the buffer {name!r} differs after a step of training"
     largest = max((float(g.abs().max()) for g in wanted.gradients.values() if g is not None and g.numel()), default=0.0)
+    computed = {name for names in candidate.meta.get(COMPUTED, {}).values() for name in names}
     for name, gradient in wanted.gradients.items():
-        if name not in found.gradients:
-            continue  # a layer with another name
+        if name not in found.gradients or name in computed:
+            continue  # a layer with another name, or one that trains what the model computes from its parameters
         a, b = (torch.zeros(()) if g is None else g.double() for g in (found.gradients[name], gradient))
         if float((a - b).abs().max()) > 1e-3 * largest:
             return f"the gradient of {name!r} differs"
@@ -371,11 +373,14 @@ def _trained(network: nn.Module, inputs: tuple[Any, ...]) -> _Trained:
 def _first_to_differ(reference: nn.Module, candidate: GraphModule, inputs: tuple[Any, ...]) -> str:
     """Where model and graph part: the first node whose module gives something else in the model; "" if none does."""
     given: dict[str, Any] = {}
-    hooks = [
-        module.register_forward_hook(lambda m, args, output, path=path: given.setdefault(path, output))
-        for path, module in reference.named_modules()
-        if path and not isinstance(module, torch.jit.ScriptModule)
-    ]
+
+    def keep(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, arguments: Any, output: Any) -> None:
+            given.setdefault(path, _cloned(output))
+
+        return hook
+
+    hooks = [module.register_forward_hook(keep(path)) for path, module in reference.named_modules() if path]
     apart: list[str] = []
 
     def see(node: Node, arguments: tuple[Any, ...], value: Any) -> None:
@@ -394,6 +399,11 @@ def _first_to_differ(reference: nn.Module, candidate: GraphModule, inputs: tuple
         for hook in hooks:
             hook.remove()
     return apart[0] if apart else ", behind the last layer that both have"
+
+
+def _cloned(output: Any) -> Any:
+    """Tensors as they are now: what comes next may work on them in place."""
+    return tree_map_only(Tensor, Tensor.clone, output)
 
 
 def first_line(error: BaseException) -> str:

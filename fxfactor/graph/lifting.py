@@ -74,6 +74,10 @@ _BATCH_NORM_OF_RANK = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 
 _LAYER_NORM = ("input", "normalized_shape", "weight", "bias", "eps")
 _GROUP_NORM = ("input", "num_groups", "weight", "bias", "eps")
 
+COMPUTED = "fxfactor.computed_weights"
+"""Key of `graph.meta` with the paths of layers whose weight the model computes in every call, from parameters alone (a
+standardised weight, say), and these parameters. The layer has what came out at capture for its weight, and trains that."""
+
 _FACTORIES = ("arange", "eye", "full", "linspace", "ones", "tensor", "zeros")
 """Functions that make the same tensor every time."""
 
@@ -112,6 +116,9 @@ def lift_layers(graph: GraphModule, numbers: dict[Node, Any]) -> None:
             source = node.args[0] if node.args else node.kwargs["input"]
             read = set().union(*(ancestors(each) for each in node.all_input_nodes if each is not source))
             replace_by_module(graph, node, path, module)
+            if not is_parameter(weight):
+                origin = {str(each.target) for each in read if is_parameter(each)}
+                graph.meta[COMPUTED] = {**graph.meta.get(COMPUTED, {}), path: origin | {f"{path}.weight"}}
             erase_unused(graph, read)
             if is_parameter(weight) and f"{path}.weight" != str(weight.target):
                 beside.add(str(weight.target).rpartition(".")[0])
