@@ -218,7 +218,9 @@ def _notes(model: nn.Module, attempt: _Attempt) -> list[str]:
         notes.append(f"{kept}: {', '.join(hooked)}")
     computed = list(attempt.graph.meta.get(COMPUTED, ()))
     if computed:
-        notes.append(f"weights that the model computes in every call are trained as they came out: {', '.join(computed)}")
+        notes.append(
+            f"weights that the model computes in every call are trained as they came out: {', '.join(computed)}"
+        )
     defaults = _defaults_kept(model, len(attempt.inputs))
     if defaults:
         notes.append(f"arguments that keep their defaults and are no inputs: {', '.join(defaults)}")

@@ -75,7 +75,7 @@ def compare(model: nn.Module, graph: GraphModule, inputs: tuple[Any, ...], secon
                 wanted = _outputs(reference, tried)
             except Exception:  # whatever the user's code raises on what it is not made for
                 continue
-            verdict.difference = _in_evaluation(reference, candidate, tried, wanted, before)
+            verdict.difference = _in_evaluation(reference, candidate, tried, wanted, before, verdict.notes)
             if verdict.difference is not None and changed:
                 candidate = copy.deepcopy(graph).eval()
                 verdict.fixed = (*verdict.fixed, *changed)
@@ -95,7 +95,12 @@ def compare(model: nn.Module, graph: GraphModule, inputs: tuple[Any, ...], secon
 
 
 def _in_evaluation(
-    reference: nn.Module, candidate: GraphModule, inputs: tuple[Any, ...], wanted: Any, before: dict[str, Any]
+    reference: nn.Module,
+    candidate: GraphModule,
+    inputs: tuple[Any, ...],
+    wanted: Any,
+    before: dict[str, Any],
+    notes: list[str],
 ) -> str | None:
     """What differs in evaluation, or None; `wanted` is what the model gave, `before` its state before that."""
     after = _state(reference)
@@ -104,6 +109,10 @@ def _in_evaluation(
         found = _outputs(candidate, inputs)
     except Exception as error:  # whatever torch raises where a size is frozen
         return f"only the model runs, the graph stops with {first_line(error)}"
+    if type(found) is not type(wanted) and isinstance(wanted, Mapping | tuple | list):
+        note = f"the model returns a {type(wanted).__name__}, the graph a {type(found).__name__} of the same tensors"
+        if note not in notes:
+            notes.append(note)
     difference = difference_of(found, wanted)
     if difference > TOLERANCE:
         difference = _in_float64(reference, candidate, inputs, difference)

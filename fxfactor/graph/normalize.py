@@ -31,6 +31,7 @@ from fxfactor.graph.lifting import (
     value_without_input,
 )
 from fxfactor.graph.normal_form import propagate_shapes
+from fxfactor.graph.pooling import fix_uneven_pooling
 from fxfactor.graph.questions import module_of, owner_path, shape_of
 from fxfactor.graph.tracing import MODE_OF, is_random_drop
 
@@ -55,6 +56,7 @@ def normalize(graph: GraphModule, example_inputs: tuple[Any, ...]) -> GraphModul
     _unify_padded_shortcut(graph)
     _refuse_shared_parameters(graph)
     _copy_shared_modules(graph)
+    fix_uneven_pooling(graph)
     return graph
 
 

@@ -12,6 +12,7 @@ import inspect
 import io
 import logging
 import operator
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import cache
@@ -24,13 +25,18 @@ from torch.fx import GraphModule, Node, Proxy
 from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
+from fxfactor.errors import CaptureError
 from fxfactor.graph.edits import put_module
+from fxfactor.graph.pooling import UnevenAdaptiveAvgPool2d
 
 _KNOWN = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear),
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm),
 )
 _RANDOM_IN_TRAINING = ("StochasticDepth", "DropPath", "DropBlock2d")
+
+EXPORT_SECONDS = 300.0
+"""How long torch.export may run the model's forward."""
 
 MODE_OF = "fxfactor.mode_of"
 """Key of a node's `meta`: path of the module whose `self.training` the call was given."""
@@ -108,7 +114,7 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if m._forward_hooks or m._forward_pre_hooks:
             return False  # traced through, so that what the hook does is seen
-        if is_random_drop(m) or type(m).__module__.startswith("brevitas."):
+        if is_random_drop(m) or isinstance(m, UnevenAdaptiveAvgPool2d) or type(m).__module__.startswith("brevitas."):
             return True
         for known in _KNOWN:
             if isinstance(m, known):
@@ -280,16 +286,28 @@ def _mark_random_drops(model: nn.Module) -> dict[str, nn.Module]:
     return drops
 
 
+def _limit_time(model: nn.Module, ends: float) -> None:
+    """Let every call of a module look at the clock, in place."""
+
+    def look(module: nn.Module, arguments: Any) -> None:
+        if time.monotonic() > ends:
+            raise CaptureError(f"took longer than {EXPORT_SECONDS:.0f} s, in {type(module).__name__}")
+
+    for module in model.modules():
+        module.register_forward_pre_hook(look)
+
+
 def trace_export(model: nn.Module, inputs: tuple[Any, ...]) -> GraphModule:
     """torch.export with an open batch size where the network allows it, as a flat graph of ATen operators.
 
     What torch prints meanwhile goes nowhere; what it raises says enough.
     """
     drops = _mark_random_drops(model)
+    _limit_time(model, time.monotonic() + EXPORT_SECONDS)
     # export takes a size of 1 for a constant, so it sees the inputs twice along the batch
     inputs = pytree.tree_map_only(Tensor, lambda x: torch.cat([x, x]) if x.dim() and x.shape[0] == 1 else x, inputs)
     dynamic = tuple({0: torch.export.Dim.AUTO} if isinstance(x, Tensor) and x.dim() else None for x in inputs)
-    with torch.no_grad(), _silent():
+    with torch.no_grad(), silent():
         exported = torch.export.export(model, inputs, dynamic_shapes=dynamic, strict=False)
         module = cast(GraphModule, exported.module())
     output = next(node for node in module.graph.nodes if node.op == "output")
@@ -312,8 +330,8 @@ def trace_export(model: nn.Module, inputs: tuple[Any, ...]) -> GraphModule:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
-    """torch.export dumps its graph on the terminal, and warns, where it fails."""
+def silent() -> Iterator[None]:
+    """What exporters dump on the terminal where they fail goes nowhere: their errors say enough."""
     loggers = [logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", "torch.export")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
