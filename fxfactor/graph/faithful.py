@@ -13,7 +13,7 @@ import math
 import random
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
@@ -311,10 +311,10 @@ def _compare_training(
         return
     exact = tree_map_only(Tensor, lambda x: x.double() if x.is_floating_point() else x, inputs)
     try:
-        again = [copy.deepcopy(network) for network in (model, graph)]
-        again[0].train()
-        restore_training(again[1], modes)
-        difference = _training_difference(again[1].double(), exact, _trained(again[0].double(), exact))
+        exact_model, exact_graph = copy.deepcopy(model).double(), copy.deepcopy(graph).double()
+        exact_model.train()
+        restore_training(exact_graph, modes)
+        difference = _training_difference(exact_graph, exact, _trained(exact_model, exact))
     except Exception:  # code that has its precision fixed
         pass
     if difference is not None:
@@ -370,11 +370,10 @@ def _trained(network: nn.Module, inputs: tuple[Any, ...]) -> _Trained:
         weights = (torch.linspace(0.5, 1.5, x.numel(), dtype=x.dtype, device=x.device).reshape(x.shape) for x in real)
         total = [(x * weight).sum() for x, weight in zip(real, weights, strict=True) if x.requires_grad]
         tensors = {**given, **{n: p for n, p in network.named_parameters() if p.requires_grad}}
-        grads = (
-            torch.autograd.grad(sum(total), list(tensors.values()), allow_unused=True)
-            if total
-            else [None] * len(tensors)
-        )  # type: ignore[arg-type]
+        grads: Sequence[Tensor | None] = [None] * len(tensors)
+        if total:
+            ones = [torch.ones_like(x) for x in total]
+            grads = torch.autograd.grad(total, list(tensors.values()), ones, allow_unused=True)
     buffers = {name: buffer.detach().clone() for name, buffer in network.named_buffers()}
     return _Trained(outputs, buffers, dict(zip(tensors, grads, strict=True)))
 

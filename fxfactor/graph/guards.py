@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from operator import is_not
+
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
@@ -13,7 +16,7 @@ from fxfactor.graph.questions import placeholders, shape_of
 
 def require_shape(x: Tensor, shape: tuple[int | None, ...], name: str) -> Tensor:
     """`x` as it is, if it has this shape, where None stands for any size. Raise PreconditionError otherwise."""
-    if torch.jit.is_tracing():  # an exporter writes the shapes of its own example
+    if torch.jit._trace.is_tracing():  # an exporter writes the shapes of its own example
         return x
     if len(x.shape) != len(shape) or any(b is not None and a != b for a, b in zip(x.shape, shape, strict=True)):
         wanted = "×".join("any" if size is None else str(size) for size in shape)
@@ -36,5 +39,5 @@ def fix_shapes(graph: GraphModule, fixed: tuple[str, ...]) -> None:
         )
         with graph.graph.inserting_before(node.next):
             check = graph.graph.call_function(require_shape, (node, shape, str(node.target)))
-        node.replace_all_uses_with(check, delete_user_cb=lambda user, check=check: user is not check)
+        node.replace_all_uses_with(check, delete_user_cb=partial(is_not, check))
         set_shape(check, node)

@@ -29,7 +29,7 @@ class UnevenAdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
         self.register_buffer("horizontal", averaging_matrix(input_size[1], output_size[1]).to(like), persistent=False)
 
     def forward(self, input: Tensor) -> Tensor:  # the name that nn.AdaptiveAvgPool2d has
-        if not torch.jit.is_tracing():  # the same sums in the same order as torch, for every size
+        if not torch.jit._trace.is_tracing():  # the same sums in the same order as torch, for every size
             return F.adaptive_avg_pool2d(input, cast("tuple[int, int]", self.output_size))
         return torch.matmul(torch.matmul(self.vertical, input), self.horizontal.t())
 

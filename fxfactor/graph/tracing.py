@@ -77,15 +77,16 @@ class _Tracer(fx.Tracer):
         self.given = given
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        modes = {module: module.training for module in root.modules()}
         for path, module in root.named_modules():
             if not isinstance(module, torch.jit.ScriptModule) and (not path or not self.is_leaf_module(module, path)):
                 vars(module)["training"] = _Mode(path)
         try:
             return super().trace(root, concrete_args)
         finally:
-            for module in root.modules():
+            for module, mode in modes.items():
                 if isinstance(module.training, _Mode):
-                    module.training = False
+                    module.training = mode
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
         fn, args = super().create_args_for_root(root_fn, is_module, concrete_args)
@@ -309,7 +310,7 @@ def trace_export(model: nn.Module, inputs: tuple[Any, ...]) -> GraphModule:
     dynamic = tuple({0: torch.export.Dim.AUTO} if isinstance(x, Tensor) and x.dim() else None for x in inputs)
     with torch.no_grad(), silent():
         exported = torch.export.export(model, inputs, dynamic_shapes=dynamic, strict=False)
-        module = cast(GraphModule, exported.module())
+        module = exported.module()
     output = next(node for node in module.graph.nodes if node.op == "output")
     leaves = pytree.tree_leaves(output.args[0])
     output.args = (pytree.tree_unflatten(leaves, exported.call_spec.out_spec),)
