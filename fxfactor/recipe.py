@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -29,6 +30,7 @@ def transform(
     keep: Iterable[str] = (),
     example_inputs: Tensor | tuple[Any, ...] | None = None,
     calibration: Iterable[Any] | None = None,
+    compare: bool = True,
 ) -> GraphModule:
     """Split the convolutions of a CNN into depth-factorized subgraphs and substitute Brevitas quantized layers.
 
@@ -44,6 +46,8 @@ def transform(
     inferred and there is no calibration.
     calibration: batches of images; the factors are then fitted to the outputs on them and the activation ranges set
     from them. Without them the factors are fitted to the weights, and the batch norms' statistics give the ranges.
+
+    compare: as for `fxfactor.capture`: with False a network whose graph differs from it in training is taken all the same.
 
     What was changed and what was left alone, and why: `fxfactor.summary(result)`.
 
@@ -62,8 +66,9 @@ def transform(
     check_bits(activation_bits, "bits")
     images = None if calibration is None else images_of(calibration, "calibration")
     if example_inputs is None and images:
-        example_inputs = images[0][:1].to(next(model.parameters(), images[0]))
-    graph = capture(model, example_inputs)
+        own = next(model.parameters(), images[0]) if isinstance(model, nn.Module) else images[0]
+        example_inputs = images[0][:1].to(own)
+    graph = capture(model, example_inputs, compare=compare)
     if not any(True for _ in convolutions(graph)):
         raise PreconditionError(
             f"fxfactor factorizes convolutions, and {type(model).__name__} has none that its forward calls; pass a CNN"
@@ -79,7 +84,13 @@ def transform(
     result = Pipeline(*passes)(graph).graph
     if images is not None:
         calibrate(result, images)
-    return result
+    return result.to(memory_format=torch.channels_last) if _is_channels_last(model) else result  # type: ignore[call-overload,no-any-return]
+
+
+def _is_channels_last(model: nn.Module) -> bool:
+    """Whether a weight of the model lies in memory as channels_last does, and not as contiguous as well."""
+    weights = [weight for weight in model.parameters() if weight.dim() == 4]
+    return any(w.is_contiguous(memory_format=torch.channels_last) and not w.is_contiguous() for w in weights)
 
 
 def plan_passes(

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
@@ -53,7 +54,10 @@ class Quantize(Pass):
     `boundary_bits` is what the first and the last layer get when no plan is given. Ranges come from the batch norms'
     own statistics (`fxfactor.quantization.batch_norm_statistics`); `fxfactor.calibrate` sets them from images.
 
-    Raises PreconditionError on bits outside 2…8, on neither bits nor a plan, and on unknown sites in the plan.
+    Layers that have no quantized form (recurrent ones, attention, a function on parameters) stay in floating point;
+    `fxfactor.summary` lists them.
+
+    Raises PreconditionError on bits outside 2…8, on neither bits nor a plan, on unknown sites in the plan, and on float16.
     """
 
     weight_bits: int | None = None
@@ -69,6 +73,12 @@ class Quantize(Pass):
             raise PreconditionError("Quantize needs weight_bits and/or activation_bits, or a plan, and not both")
 
     def check(self, graph: GraphModule) -> None:
+        half = next((name for name, p in graph.named_parameters() if p.dtype == torch.float16), None)
+        if half is not None:
+            raise PreconditionError(
+                f"quantized layers need float32 or bfloat16, found {half!r} in float16, whose gradients overflow in a "
+                "quantizer; quantize model.float(), and train it under torch.autocast"
+            )
         if self.plan is not None:
             self.plan.require_fits(graph)
 

@@ -10,8 +10,8 @@ from torch.fx import GraphModule
 
 from fxfactor.analysis.cost import FLOAT_BITS, Cost, cost
 from fxfactor.errors import PreconditionError
-from fxfactor.graph.capture import ASSUMED
-from fxfactor.graph.questions import Site, hidden_convolutions, owner_path, placeholders, shape_of, sites
+from fxfactor.graph.capture import ASSUMED, NOTES
+from fxfactor.graph.questions import Site, hidden_convolutions, kept_whole, owner_path, placeholders, shape_of, sites
 from fxfactor.pipeline import HISTORY, Change, Skip
 from fxfactor.rich_table import amount, as_text, bytes_as_text, new_table, unit_for
 
@@ -52,6 +52,8 @@ class Summary:
     """What `fxfactor.summary` returns; print it with rich (`rich.print(summary)`) or look at its rows.
 
     hidden: convolutions that no pass can see, because their weights are computed from the network's input.
+    kept_whole: what does a layer's work but is none that passes know, as "path (kind)": in floating point, not counted.
+    notes: what the capture does not keep of the model.
     """
 
     rows: tuple[SiteSummary, ...]
@@ -59,6 +61,8 @@ class Summary:
     input_shape: tuple[int, ...]
     input_assumed: bool
     hidden: tuple[str, ...] = ()
+    kept_whole: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def macs_before(self) -> int:
@@ -110,6 +114,9 @@ class Summary:
         shape = "×".join(map(str, self.input_shape))
         names = ", ".join(self.hidden)
         hidden = f"not counted, their weights are computed from the input: {names}\n" if names else ""
+        whole = ", ".join(self.kept_whole)
+        hidden += f"kept in floating point and not counted: {whole}\n" if whole else ""
+        hidden += "".join(f"note: {note}\n" for note in self.notes)
         fitted = any(row.output_error is not None for row in self.rows)
         what = (
             "share of the outputs' standard deviation missed on the calibration images" if fitted else "‖W − UV‖ / ‖W‖"
@@ -142,7 +149,10 @@ def summary(graph: GraphModule, show: bool = True) -> Summary:
     reasons = {each.site: each.reason for each in reversed(records) if isinstance(each, Skip)}
     rows = tuple(_row(site, total, changes.get(name), reasons.get(name, "")) for name, site in sites(graph).items())
     hidden = tuple(owner_path(node) or node.name for node in hidden_convolutions(graph))
-    result = Summary(rows, total, shape_of(placeholders(graph)[0]), bool(graph.meta.get(ASSUMED)), hidden)
+    whole = tuple(f"{path} ({kind})" for path, kind in kept_whole(graph).items() if path not in hidden)
+    shape = shape_of(placeholders(graph)[0])
+    notes = tuple(graph.meta.get(NOTES, ()))
+    result = Summary(rows, total, shape, bool(graph.meta.get(ASSUMED)), hidden, whole, notes)
     if show:
         from rich.console import Console
 

@@ -33,6 +33,8 @@ _TRANSPARENT_NAMES = frozenset(
         "unsqueeze",
         "chunk",
         "split",
+        "tensor_split",
+        "unbind",
         "getitem",
         "narrow",
         "select",
@@ -50,6 +52,8 @@ _TRANSPARENT_NAMES = frozenset(
         "stochastic_depth",
     ]
 )
+_SPLITS = frozenset(["chunk", "split", "split_with_sizes", "tensor_split", "unbind", "size", "shape"])
+"""What passes its values on in several pieces, so that the items of what it gives have none of their own."""
 _ADDITIONS = frozenset(["add", "sub"])
 _CONCATENATIONS = frozenset(["cat", "concat", "concatenate", "stack"])
 _AVERAGES = (
@@ -72,7 +76,15 @@ def is_transparent(node: Node) -> bool:
     module = module_of(node)
     if module is not None:
         return isinstance(module, _TRANSPARENT_MODULES) or is_random_drop(module)
-    return operation_name(node) in _TRANSPARENT_NAMES and bool(node.all_input_nodes)
+    return operation_name(node) in _TRANSPARENT_NAMES and bool(node.all_input_nodes) and not _is_item_of_result(node)
+
+
+def _is_item_of_result(node: Node) -> bool:
+    """Whether the node takes one of several results that were computed, as in `values, positions = torch.max(x, 1)`."""
+    if operation_name(node) != "getitem":
+        return False
+    source = node.all_input_nodes[0]
+    return "tensor_meta" not in source.meta and not _is_tuple(source)
 
 
 def tensor_inputs(node: Node) -> list[Node]:
@@ -81,7 +93,10 @@ def tensor_inputs(node: Node) -> list[Node]:
 
 
 def _is_tuple(node: Node) -> bool:
-    return operation_name(node) in ("chunk", "split", "split_with_sizes", "size", "shape") and node.op != "call_module"
+    return node.op != "call_module" and (
+        operation_name(node) in _SPLITS
+        or (operation_name(node) == "getitem" and "tensor_meta" not in node.meta and _is_tuple(node.all_input_nodes[0]))
+    )
 
 
 def is_concatenation(node: Node) -> bool:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from fxfactor.graph.dataflow import operation_name
 from fxfactor.graph.edits import free_path, put_module
 from fxfactor.graph.questions import is_parameter, owner_path, shape_of
+from fxfactor.graph.tracing import MODE_OF
 
 aten = torch.ops.aten
 
@@ -49,6 +50,16 @@ _STATELESS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
     F.adaptive_max_pool2d: (nn.AdaptiveMaxPool2d, _SIZE),
 }
 
+# Function → the module that computes it, and the probability it has where none is given.
+_DROPOUTS: dict[str, tuple[type[Any], float]] = {
+    "dropout": (nn.Dropout, 0.5),
+    "dropout1d": (nn.Dropout1d, 0.5),
+    "dropout2d": (nn.Dropout2d, 0.5),
+    "dropout3d": (nn.Dropout3d, 0.5),
+    "alpha_dropout": (nn.AlphaDropout, 0.5),
+    "feature_alpha_dropout": (nn.FeatureAlphaDropout, 0.5),
+}
+
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _CONV_KINDS: dict[Any, type[nn.Module]] = {
     **dict.fromkeys((F.conv1d, aten.conv1d.default, aten.conv1d.padding), nn.Conv1d),
@@ -62,6 +73,10 @@ _BATCH_NORM = {
 _BATCH_NORM_OF_RANK = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 _LAYER_NORM = ("input", "normalized_shape", "weight", "bias", "eps")
 _GROUP_NORM = ("input", "num_groups", "weight", "bias", "eps")
+
+COMPUTED = "fxfactor.computed_weights"
+"""Key of `graph.meta` with the paths of layers whose weight the model computes in every call, from parameters alone (a
+standardised weight, say), and these parameters. The layer has what came out at capture for its weight, and trains that."""
 
 _FACTORIES = ("arange", "eye", "full", "linspace", "ones", "tensor", "zeros")
 """Functions that make the same tensor every time."""
@@ -101,6 +116,9 @@ def lift_layers(graph: GraphModule, numbers: dict[Node, Any]) -> None:
             source = node.args[0] if node.args else node.kwargs["input"]
             read = set().union(*(ancestors(each) for each in node.all_input_nodes if each is not source))
             replace_by_module(graph, node, path, module)
+            if not is_parameter(weight):
+                origin = {str(each.target) for each in read if is_parameter(each)}
+                graph.meta[COMPUTED] = {**graph.meta.get(COMPUTED, {}), path: origin | {f"{path}.weight"}}
             erase_unused(graph, read)
             if is_parameter(weight) and f"{path}.weight" != str(weight.target):
                 beside.add(str(weight.target).rpartition(".")[0])
@@ -275,6 +293,25 @@ def ancestors(node: Any) -> set[Node]:
             found.add(current)
             waiting.extend(current.all_input_nodes)
     return found
+
+
+def is_dropout(node: Node) -> bool:
+    """Whether the node calls one of the functions that drop values at random in training."""
+    return node.op == "call_function" and operation_name(node) in _DROPOUTS
+
+
+def lift_dropouts(graph: GraphModule) -> None:
+    """`F.dropout(x, p, self.training)` becomes an nn.Dropout below the module whose mode it asks for."""
+    for node in list(graph.graph.nodes):
+        if MODE_OF not in node.meta or not is_dropout(node):
+            continue
+        kind, default = _DROPOUTS[operation_name(node)]
+        probability = bind(node, ("input", "p")).get("p", default)
+        if isinstance(probability, Node):
+            continue
+        owner, name = node.meta[MODE_OF], kind.__name__.lower()
+        path = free_path(graph, f"{owner}.{name}" if owner else name)
+        replace_by_module(graph, node, path, kind(probability))
 
 
 def lift_stateless(graph: GraphModule, numbers: dict[Node, Any]) -> None:

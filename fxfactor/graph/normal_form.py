@@ -6,7 +6,7 @@ The normal form is what `fxfactor.capture` gives and every pass must keep:
 2. A module with parameters is called by exactly one node, a module without parameters is not shared.
    The one exception are activation quantizers: branches that meet share one on purpose.
 3. Convolutions, linear layers, normalisations, activations and poolings are `call_module` nodes of their own.
-4. Every `call_module` node knows the shape of what it computes (`shape_of`).
+4. Every `call_module` node that gives one tensor knows its shape (`shape_of`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from torch.utils._pytree import tree_map_only
 from fxfactor.errors import GraphError, PreconditionError
 from fxfactor.graph.questions import is_parameter, is_quantizer, shape_of
 
+SEVERAL = "fxfactor.several"
+"""Key of a node's `meta`: how many values it gives where they are several (a recurrent layer's output and state)."""
+
 
 class _ShapePropagation(Interpreter):
     """Runs the graph on fake tensors; keeps shapes on the nodes and plain numbers in `numbers`."""
@@ -38,6 +41,8 @@ class _ShapePropagation(Interpreter):
         value = super().run_node(node)
         if isinstance(value, Tensor):
             node.meta["tensor_meta"] = _extract_tensor_metadata(value)
+        elif isinstance(value, tuple | list) and not isinstance(value, torch.Size):
+            node.meta[SEVERAL] = len(value)
         elif isinstance(value, int | float | torch.Size):
             self.numbers[node] = value
         return value
@@ -76,7 +81,8 @@ def check_graph(graph: GraphModule) -> None:
             raise GraphError(f"node {node.name!r} ({node.op} {node.target}) is dead: nothing uses it; erase it")
         if node.op == "call_module":
             users[str(node.target)].append(node)
-            shape_of(node)
+            if SEVERAL not in node.meta:
+                shape_of(node)
         form = _functional_form(node)
         if form is not None:
             raise GraphError(f"node {node.name!r} calls {form} as a function; the normal form has a module there")

@@ -23,14 +23,17 @@ from fxfactor.graph.lifting import (
     bind,
     erase_unused,
     global_pooling,
+    is_dropout,
+    lift_dropouts,
     lift_layers,
     lift_stateless,
     replace_by_module,
     value_without_input,
 )
 from fxfactor.graph.normal_form import propagate_shapes
+from fxfactor.graph.pooling import fix_uneven_pooling
 from fxfactor.graph.questions import module_of, owner_path, shape_of
-from fxfactor.graph.tracing import is_random_drop
+from fxfactor.graph.tracing import MODE_OF, is_random_drop
 
 aten = torch.ops.aten
 
@@ -46,43 +49,38 @@ def normalize(graph: GraphModule, example_inputs: tuple[Any, ...]) -> GraphModul
     _fold_constant_positions(graph)
     numbers = propagate_shapes(graph, example_inputs)
     _work_out_of_place(graph, numbers)
+    lift_dropouts(graph)
     lift_layers(graph, numbers)
     lift_stateless(graph, numbers)
     _unify_global_pooling(graph)
     _unify_padded_shortcut(graph)
     _refuse_shared_parameters(graph)
     _copy_shared_modules(graph)
+    fix_uneven_pooling(graph)
     return graph
 
 
-def rewrites_functions(graph: GraphModule) -> bool:
-    """Whether more is rewritten in a traced graph than modules: layers called as functions, or what works in place."""
-    layers = ("conv1d", "conv2d", "conv3d", "linear", "batch_norm", "layer_norm", "group_norm")
-    calls = [node for node in graph.graph.nodes if node.op in ("call_function", "call_method")]
-    return any(
-        operation_name(node) in layers
-        or node.target in _IN_PLACE_OPERATORS
-        or node.kwargs.get("inplace") is True
-        or (operation_name(node).endswith("_") and not operation_name(node).endswith("__"))
-        for node in calls
-    )
-
-
 def _drop_identities(graph: GraphModule) -> None:
-    """Erase nn.Identity, and what drops at random where the user's model is in eval."""
+    """Erase nn.Identity, and dropout that was called with `training=False`."""
+    for node in list(graph.graph.nodes):
+        if isinstance(module_of(node), nn.Identity) or _is_idle_dropout(node):
+            node.replace_all_uses_with(cast(Node, node.args[0]))
+            graph.graph.erase_node(node)
+
+
+def drop_idle(graph: GraphModule) -> None:
+    """Erase what drops at random, where it is in evaluation."""
     for node in list(graph.graph.nodes):
         module = module_of(node)
-        idle = module is not None and is_random_drop(module) and not module.training
-        if isinstance(module, nn.Identity) or idle or _is_idle_dropout(node):
+        if module is not None and is_random_drop(module) and not module.training:
             node.replace_all_uses_with(cast(Node, node.args[0]))
             graph.graph.erase_node(node)
 
 
 def _is_idle_dropout(node: Node) -> bool:
-    if node.op != "call_function" or operation_name(node) not in ("dropout", "dropout2d", "feature_dropout"):
+    if MODE_OF in node.meta or not is_dropout(node):
         return False
-    training = node.args[2] if len(node.args) > 2 else node.kwargs.get("training", node.kwargs.get("train", True))
-    return training is False
+    return bind(node, ("input", "p", "training")).get("training", node.kwargs.get("train", True)) is False
 
 
 def _fold_constant_positions(graph: GraphModule) -> None:
@@ -169,7 +167,8 @@ def _unify_global_pooling(graph: GraphModule) -> None:
 
 def _mean_over_image(node: Node) -> bool | None:
     """Whether the reduced dimensions stay, if the node averages each channel over the whole image; else None."""
-    if node.target not in ("mean", torch.mean, aten.mean.dim):
+    called = node.op in ("call_function", "call_method")  # a buffer or an argument may be called "mean", too
+    if not called or node.target not in ("mean", torch.mean, aten.mean.dim):
         return None
     bound = bind(node, ("input", "dim", "keepdim"))
     rank = len(shape_of(node.all_input_nodes[0]))

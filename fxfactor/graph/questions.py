@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,41 @@ def hidden_convolutions(graph: GraphModule) -> list[Node]:
     """Convolutions that stay function calls because their weight is computed from the network's input."""
     names = ("conv1d", "conv2d", "conv3d")
     return [node for node in graph.graph.nodes if node.op == "call_function" and function_name(node) in names]
+
+
+_PRODUCTS = frozenset(
+    ["einsum", "matmul", "mm", "bmm", "addmm", "baddbmm", "tensordot", "linear", "bilinear", "deform_conv2d"]
+    + [f"conv{transpose}{n}d" for transpose in ("", "_transpose") for n in (1, 2, 3)]
+)
+"""Functions that multiply and add; with a parameter they do a layer's work."""
+
+
+def kept_whole(graph: GraphModule) -> dict[str, str]:
+    """What does a layer's work in no form that passes know, by path or node name: it stays as it is, uncounted.
+
+    Modules with matrices of their own (attention, recurrent layers), and products of functions with a parameter.
+    """
+    found: dict[str, str] = {}
+    for node in graph.graph.nodes:
+        module = module_of(node)
+        if module is not None:
+            if not isinstance(module, LAYERS) and any(parameter.dim() > 1 for parameter in module.parameters()):
+                found[str(node.target)] = type(module).__name__
+        elif _name_called(node) in _PRODUCTS and any(_is_trained(graph, each) for each in node.all_input_nodes):
+            found[owner_path(node) or node.name] = _name_called(node)
+    return found
+
+
+def _name_called(node: Node) -> str:
+    return function_name(node) if node.op == "call_function" else str(node.target) if node.op == "call_method" else ""
+
+
+def _is_trained(graph: GraphModule, node: Node) -> bool:
+    """Whether a value is computed from parameters and from nothing else."""
+    if is_parameter(node):
+        return isinstance(operator.attrgetter(str(node.target))(graph), nn.Parameter)
+    reads = node.all_input_nodes
+    return node.op in ("call_function", "call_method") and bool(reads) and all(_is_trained(graph, x) for x in reads)
 
 
 def function_name(node: Node) -> str:

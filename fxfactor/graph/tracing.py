@@ -7,8 +7,15 @@ gives a graph of ATen operators, which `fxfactor.graph.normalize` turns back int
 
 from __future__ import annotations
 
+import copy
+import inspect
+import io
+import logging
 import operator
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -18,11 +25,32 @@ from torch.fx import GraphModule, Node, Proxy
 from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
+from fxfactor.errors import CaptureError
+from fxfactor.graph.edits import put_module
+from fxfactor.graph.pooling import UnevenAdaptiveAvgPool2d
+
 _KNOWN = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear),
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm),
 )
 _RANDOM_IN_TRAINING = ("StochasticDepth", "DropPath", "DropBlock2d")
+
+EXPORT_SECONDS = 300.0
+"""How long torch.export may run the model's forward."""
+
+MODE_OF = "fxfactor.mode_of"
+"""Key of a node's `meta`: path of the module whose `self.training` the call was given."""
+
+
+class _Mode(int):
+    """What `self.training` is while tracing: false, and known again where a function is called with it."""
+
+    path: str
+
+    def __new__(cls, path: str) -> _Mode:
+        mode = super().__new__(cls, 0)
+        mode.path = path
+        return mode
 
 
 class _Proxy(Proxy):
@@ -39,13 +67,55 @@ class _Proxy(Proxy):
 
 
 class _Tracer(fx.Tracer):
-    """Leaves are the layers of torch and Brevitas, subclasses that compute the same, and what drops at random."""
+    """Leaves are the layers of torch and Brevitas, subclasses that compute the same, and what drops at random.
+
+    Arguments beyond the first `given` that have a default keep it, and are no inputs of the graph.
+    """
+
+    def __init__(self, given: int = 1) -> None:
+        super().__init__()
+        self.given = given
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        modes = {module: module.training for module in root.modules()}
+        for path, module in root.named_modules():
+            if not isinstance(module, torch.jit.ScriptModule) and (not path or not self.is_leaf_module(module, path)):
+                vars(module)["training"] = _Mode(path)
+        try:
+            return super().trace(root, concrete_args)
+        finally:
+            for module, mode in modes.items():
+                if isinstance(module.training, _Mode):
+                    module.training = mode
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
+        fn, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        parameters = inspect.signature(root_fn).parameters
+        for index in range(1 + self.given, len(args)):
+            node = args[index].node
+            parameter = parameters.get(str(node.target))
+            if parameter is not None and parameter.default is not inspect.Parameter.empty:
+                self.graph.erase_node(node)
+                args[index] = parameter.default
+        return fn, args
+
+    def create_arg(self, a: Any) -> Any:
+        return False if isinstance(a, _Mode) else super().create_arg(a)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> Any:
+        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **named)
+        for each in (*args, *kwargs.values()):
+            if isinstance(each, _Mode):
+                proxy.node.meta[MODE_OF] = each.path
+        return proxy
 
     def proxy(self, node: Node) -> Proxy:
         return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if is_random_drop(m) or type(m).__module__.startswith("brevitas."):
+        if m._forward_hooks or m._forward_pre_hooks:
+            return False  # traced through, so that what the hook does is seen
+        if is_random_drop(m) or isinstance(m, UnevenAdaptiveAvgPool2d) or type(m).__module__.startswith("brevitas."):
             return True
         for known in _KNOWN:
             if isinstance(m, known):
@@ -63,9 +133,9 @@ def is_random_drop(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.dropout._DropoutNd) or type(module).__name__ in _RANDOM_IN_TRAINING
 
 
-def trace_symbolic(model: nn.Module) -> GraphModule:
-    """Trace with symbolic values; needs no inputs. Raises whatever the model's code raises on a symbolic value."""
-    return _module(_Tracer(), model)
+def trace_symbolic(model: nn.Module, given: int = 1) -> GraphModule:
+    """Trace with symbolic values, `given` of them; needs no inputs. Raises whatever the model's code raises on one."""
+    return _module(_Tracer(given), model)
 
 
 def trace_concrete(model: nn.Module, inputs: tuple[Any, ...]) -> GraphModule:
@@ -143,11 +213,17 @@ class _SizedProxy(_Proxy):
         return self.value
 
 
+def _value_of(x: Any) -> Any:
+    if isinstance(x, _Mode):
+        return False
+    return x.value if isinstance(x, _SizedProxy) else x
+
+
 class _ConcreteTracer(_Tracer):
     """Computes every node on fake tensors as it is made, so that its shape is known to the code that comes next."""
 
     def __init__(self, inputs: tuple[Any, ...]) -> None:
-        super().__init__()
+        super().__init__(len(inputs))
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.inputs = iter(pytree.tree_map_only(Tensor, self.mode.from_tensor, inputs))
         self.evaluating = False
@@ -157,7 +233,7 @@ class _ConcreteTracer(_Tracer):
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> Any:
         result = cast(_SizedProxy, super().create_proxy(kind, target, args, kwargs, *rest, **named))
-        values = map_aggregate((args, kwargs), lambda x: x.value if isinstance(x, _SizedProxy) else x)
+        values = map_aggregate((args, kwargs), _value_of)
         self.evaluating = True
         try:
             with self.mode, torch.no_grad():
@@ -189,20 +265,81 @@ class _ConcreteTracer(_Tracer):
         return super().call_module(m, forward, args, kwargs)
 
 
+@cache
+def _marker() -> Any:
+    """An operation that torch.export keeps: it stands for a module that is the identity in evaluation."""
+
+    @torch.library.custom_op("fxfactor::random_drop", mutates_args=())
+    def random_drop(x: Tensor, path: str) -> Tensor:
+        return x.clone()
+
+    random_drop.register_fake(lambda x, path: torch.empty_like(x))
+    return random_drop
+
+
+def _mark_random_drops(model: nn.Module) -> dict[str, nn.Module]:
+    """Let what drops at random say where it is called, in place; the modules as they were, by path."""
+    drops = {}
+    for path, module in model.named_modules():
+        if is_random_drop(module) and path:
+            drops[path] = copy.deepcopy(module)
+            vars(module)["forward"] = lambda x, path=path: _marker()(x, path)
+    return drops
+
+
+def _limit_time(model: nn.Module, ends: float) -> None:
+    """Let every call of a module look at the clock, in place."""
+
+    def look(module: nn.Module, arguments: Any) -> None:
+        if time.monotonic() > ends:
+            raise CaptureError(f"took longer than {EXPORT_SECONDS:.0f} s, in {type(module).__name__}")
+
+    for module in model.modules():
+        module.register_forward_pre_hook(look)
+
+
 def trace_export(model: nn.Module, inputs: tuple[Any, ...]) -> GraphModule:
-    """torch.export with an open batch size where the network allows it, as a flat graph of ATen operators."""
+    """torch.export with an open batch size where the network allows it, as a flat graph of ATen operators.
+
+    What torch prints meanwhile goes nowhere; what it raises says enough.
+    """
+    drops = _mark_random_drops(model)
+    _limit_time(model, time.monotonic() + EXPORT_SECONDS)
     # export takes a size of 1 for a constant, so it sees the inputs twice along the batch
     inputs = pytree.tree_map_only(Tensor, lambda x: torch.cat([x, x]) if x.dim() and x.shape[0] == 1 else x, inputs)
     dynamic = tuple({0: torch.export.Dim.AUTO} if isinstance(x, Tensor) and x.dim() else None for x in inputs)
-    with torch.no_grad():
+    with torch.no_grad(), silent():
         exported = torch.export.export(model, inputs, dynamic_shapes=dynamic, strict=False)
-    module = exported.module()
+        module = exported.module()
     output = next(node for node in module.graph.nodes if node.op == "output")
     leaves = pytree.tree_leaves(output.args[0])
     output.args = (pytree.tree_unflatten(leaves, exported.call_spec.out_spec),)
     for node in reversed(list(module.graph.nodes)):
         if (node.op == "call_module" and not node.users) or "assert" in str(node.target):
             module.graph.erase_node(node)  # guards on the shapes at capture
+    for node in list(module.graph.nodes):
+        if str(node.target) == "fxfactor.random_drop.default":
+            put_module(module, node.args[1], drops[node.args[1]])
+            with module.graph.inserting_before(node):
+                call = module.graph.call_module(node.args[1], (node.args[0],))
+            call.meta = dict(node.meta)
+            node.replace_all_uses_with(call)
+            module.graph.erase_node(node)
     module.graph.set_codegen(fx.graph.CodeGen())
     module.graph.eliminate_dead_code()
     return GraphModule(module, module.graph, type(model).__name__)
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """What exporters dump on the terminal where they fail goes nowhere: their errors say enough."""
+    loggers = [logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import cast
 
 import torch
@@ -53,6 +54,8 @@ def propagate_statistics(graph: GraphModule) -> dict[Node, ChannelStatistics]:
         for node in graph.graph.nodes:
             if node.op in ("placeholder", "call_module", "call_function", "call_method"):
                 moments[node] = _of(node, moments)
+            elif node.op == "get_attr" and "tensor_meta" in node.meta:
+                moments[node] = _of_values(attrgetter(str(node.target))(graph))
         _correct_factors(graph, moments)
     return moments
 
@@ -75,7 +78,9 @@ def _quadrature(moments: ChannelStatistics) -> Tensor:
 
 
 def _of(node: Node, moments: dict[Node, ChannelStatistics]) -> ChannelStatistics:
-    inputs = [moments[x] for x in tensor_inputs(node) if x in moments]
+    # an item of several results is distributed as what they were computed from
+    read = tensor_inputs(node) or node.all_input_nodes
+    inputs = [moments[x] for x in read if x in moments]
     channels = _channels(node)
     module = module_of(node)
     if not inputs:
@@ -103,6 +108,15 @@ def _of(node: Node, moments: dict[Node, ChannelStatistics]) -> ChannelStatistics
             a.mean * b.mean, (a.variance + a.mean**2) * (b.variance + b.mean**2) - (a.mean * b.mean) ** 2
         )
     return same[0]
+
+
+def _of_values(tensor: Tensor) -> ChannelStatistics:
+    """Of a parameter or buffer: what its values are, channels along dimension 1."""
+    values = tensor.detach().double()
+    values = values.transpose(0, 1).flatten(1) if values.dim() > 1 else values.reshape(1, -1)
+    if not values.numel():
+        return ChannelStatistics(values.new_zeros(1), values.new_zeros(1))
+    return ChannelStatistics(values.mean(1).cpu(), values.var(1, correction=0).cpu())
 
 
 def _channels(node: Node) -> int:

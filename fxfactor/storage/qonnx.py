@@ -21,7 +21,7 @@ from fxfactor.files import new_file
 from fxfactor.graph.compare import random_inputs, relative_difference
 from fxfactor.graph.normal_form import finish
 from fxfactor.graph.questions import is_quantizer, module_of, placeholders
-from fxfactor.graph.tracing import is_random_drop
+from fxfactor.graph.tracing import is_random_drop, silent
 from fxfactor.graph.watching import record
 from fxfactor.passes.legalize_for_finn import LegalizeForFinn
 from fxfactor.pipeline import Pipeline
@@ -126,7 +126,8 @@ def _without_lint() -> Iterator[None]:
 def _write(graph: GraphModule, inputs: tuple[Tensor, ...], path: Path) -> None:
     names = [node.name for node in placeholders(graph)][: len(inputs)]
     try:
-        write_qonnx(graph, inputs, path, input_names=names)
+        with silent():
+            write_qonnx(graph, inputs, path, input_names=names)
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
         raise ExportError(
             f"the network has no ONNX form: {str(error).strip().splitlines()[0]}; "

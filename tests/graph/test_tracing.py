@@ -185,7 +185,10 @@ class WritingIntoAView(nn.Module):
 
 
 def test_what_no_way_of_tracing_gets_right_is_refused():
-    with pytest.raises(CaptureError, match=r"torch.fx.symbolic_trace: the graph computes something else .*relative"):
+    with pytest.raises(
+        CaptureError,
+        match=r"torch.fx.symbolic_trace: the outputs differ by 0.5 of the largest value, behind the last layer",
+    ):
         capture(WritingIntoAView(), torch.randn(IMAGE))
 
 

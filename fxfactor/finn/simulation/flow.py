@@ -61,9 +61,10 @@ def simulate(
     its input evenly spread over a frame, and every FIFO gets as many words as it held then at most. A mapping gives depths
     for some streams by name ("MVAU_rtl_0 -> Thresholding_rtl_0"); a number is for all of them.
 
-    `grouped`, `folding` and the other arguments are as in `fxfactor.finn.estimate`. A wrong word is no error: see `Simulation.is_right` and
-    `Simulation.differences`. Raises FinnError where a rule is broken, FINN, Verilator or a C++ compiler is missing, a layer
-    has neither RTL nor a model, or `timeout_s` seconds pass. Nothing is left behind then but what the cache keeps.
+    `grouped`, `folding` and the other arguments are as in `fxfactor.finn.estimate`. A wrong word is no error: see
+    `Simulation.is_right` and `Simulation.differences`. Raises FinnError where a rule is broken, FINN, Verilator or a
+    C++ compiler is missing, a layer has neither RTL nor a model, or `timeout_s` seconds pass. Nothing is left behind
+    then but what the cache keeps.
     """
     started = time.monotonic()
     target, tools = Target(board, clock_ns, target_fps, python), find_tools()
