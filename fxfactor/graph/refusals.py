@@ -49,7 +49,7 @@ def _reason(module: nn.Module) -> str | None:
             "is a script (torch.jit): its layers cannot be seen, so none could be changed; pass the network that "
             "torch.jit.script or torch.jit.trace was called on"
         )
-    if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
+    if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
         return "is lazy: its weights have no shape yet; run the model once on an example, then capture it"
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, BasePruningMethod):
