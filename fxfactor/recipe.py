@@ -84,7 +84,7 @@ def transform(
     result = Pipeline(*passes)(graph).graph
     if images is not None:
         calibrate(result, images)
-    return result.to(memory_format=torch.channels_last) if _is_channels_last(model) else result  # type: ignore[call-overload,no-any-return]
+    return result.to(memory_format=torch.channels_last) if _is_channels_last(model) else result  # type: ignore[call-overload]
 
 
 def _is_channels_last(model: nn.Module) -> bool:
