@@ -28,6 +28,7 @@ WORDS = {
     "plan": "what to do at each site",
     "quantization": "Brevitas layers, levels, ranges",
     "graph": "from a model to the normal form; questions and edits",
+    "arrays": "array files of strangers",
     "files": "nothing half-written",
     "progress": "bars",
     "rich_table": "the look of all tables",

@@ -126,8 +126,10 @@ def simulate(
 
 
 def _frames(text: str) -> Any:
-    """The number in `text`, and what is no number as it is."""
-    return int(text) if text.isdigit() else text
+    """A positive number, or "max"."""
+    if text != "max" and not (text.isdecimal() and int(text) > 0):
+        raise typer.BadParameter(f'--target-fps: a number of frames per second or "max" is required, found {text!r}')
+    return text if text == "max" else int(text)
 
 
 def _watched(run: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

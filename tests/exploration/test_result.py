@@ -68,7 +68,7 @@ def test_limits_of_hardware_exclude_what_has_no_estimate() -> None:
 def test_the_table_says_what_each_candidate_costs_and_why_one_failed() -> None:
     text = str(PRICED)
     rows = [line.split() for line in text.splitlines() if line.strip()[:1].isdigit()]
-    assert rows[0] == ["1", "4/4", "0.9000", "0.00", "0.000", "0.0", "0.0", "500", "3", "0", "2,000"]
+    assert rows[0] == ["1", "4/4", "0.9000", "100", "100", "12", "B", "0.0", "500", "3", "0", "2,000"]
     assert rows[1][:4] == ["2", "×2", "4/4", "0.9000"]
     assert rows[1][-1] == "front"
     assert rows[2][1] == "32/4"

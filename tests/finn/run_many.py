@@ -2,7 +2,7 @@
 
     python run_many.py WORKER FOLDER
 
-FOLDER holds one folder for each network, with request-0.json and request-1.json (the second starts from what the first kept)
+FOLDER holds one folder for each network, with request-0.json, request-1.json and request-2.json (the others start from what the first kept)
 as `fxfactor.finn.estimation` writes them. Each gets events-N.jsonl, folding-N.json and blocks-N.json.
 """
 
@@ -157,5 +157,5 @@ if __name__ == "__main__":
     worker.require_finn()
     worker.load("fast_lookups").use_fast_lookups()
     for folder in sorted(Path(sys.argv[2]).iterdir()):
-        for number in (0, 1):
+        for number in (0, 1, 2):
             run(worker, folder, number)

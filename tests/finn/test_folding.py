@@ -277,6 +277,9 @@ from finn.builder.build_dataflow_config import DataflowBuildConfig
 from finn.builder.build_dataflow_steps import build_dataflow_step_lookup as known
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.custom_op.registry import getCustomOp
+if os.path.exists(sys.argv[1] + "/grouped_mvau.py"):
+    sys.path.insert(0, sys.argv[1])
+    import grouped_mvau
 os.makedirs("out/intermediate_models"), os.makedirs("out/report")
 config = DataflowBuildConfig(output_dir="out", board="ZCU104", synth_clk_period_ns=5.0, generate_outputs=[],
                              folding_config_file=sys.argv[1] + "/folding.json", standalone_thresholds=True)
