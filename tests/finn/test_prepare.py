@@ -35,7 +35,7 @@ def test_the_folder_holds_a_build_that_finn_reads(write: Write, tmp_path: Path, 
     blocks = {"grouped_mvau.py"} if any(each.form == "block" for each in prepared.estimate.grouped) else set()
     assert names == texts | blocks | {"model.onnx", "input.npy", "expected_output.npy", "generated"}
     suffixes = {file.suffix for file in (folder / "generated").rglob("*") if file.is_file()}
-    assert {".v", ".cpp", ".tcl"} <= suffixes
+    assert {".v", ".sv", ".dat"} <= suffixes
     assert prepared.generated == len(list((folder / "generated").iterdir())) > 10
     scale = json.loads((folder / "scales.json").read_text())["output"]
     logits = np.load(folder / "expected_output.npy") * scale["scale"] + scale["offset"]

@@ -20,7 +20,7 @@ from rich.console import Console
 from small_networks import TAKEN, build
 
 import fxfactor.finn
-from fxfactor.errors import FinnError
+from fxfactor.errors import FinnError, FxfactorError
 from fxfactor.finn import estimation
 from fxfactor.finn.process import cache as kept_models
 from fxfactor.finn.process import start as process
@@ -226,7 +226,7 @@ def test_arguments_are_looked_at_first(write: Write, tmp_path: Path) -> None:
     with pytest.raises(FinnError, match="required: outputs of shape"):
         fxfactor.finn.estimate(file, verify=(images, np.zeros((2, 9))), cache=tmp_path)
     np.savez(tmp_path / "io.npz", x=images)
-    with pytest.raises(FinnError, match="write an .npz file with 'x' and 'y'"):
+    with pytest.raises(FxfactorError, match="write an .npz file with 'x' and 'y'"):
         fxfactor.finn.estimate(file, verify=tmp_path / "io.npz", cache=tmp_path)
 
 
