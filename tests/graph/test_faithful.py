@@ -37,7 +37,6 @@ X = torch.zeros(SHAPE)
     ("build", "what"),
     [
         (NoiseInTraining, r"in training NoiseInTraining .*outputs differ in training .*self\.training"),
-        (AuxiliaryInTraining, r"outputs differ in training in number.*auxiliary outputs off"),
         (OwnGradient, r"the gradient of 'a.weight' differs.*torch.autograd.Function"),
         (WithoutGradient, r"the gradient of 'a.weight' differs.*no_grad"),
     ],
@@ -51,6 +50,16 @@ def test_what_differs_in_training_is_refused_or_listed(build: Callable[[], nn.Mo
         (note,) = fxfactor.summary(graph, show=False).notes
         assert note.startswith("computes something else than the model: ")
         assert note in str(fxfactor.summary(graph, show=False)).replace("\n", " ") or len(note) > 150
+
+
+def test_auxiliary_outputs_are_lost_only_where_the_model_is_in_evaluation():
+    with pytest.raises(CaptureError, match=r"outputs differ in training in number.*auxiliary outputs off"):
+        fxfactor.capture(AuxiliaryInTraining().train(), X)
+    model = AuxiliaryInTraining().eval()
+    graph = fxfactor.capture(model, X)
+    assert difference_in_float64(graph, model, SHAPE) < 1e-6
+    (note,) = fxfactor.summary(graph, show=False).notes
+    assert note == "in training the model returns 2 values, in evaluation 1: the graph has no auxiliary outputs"
 
 
 @pytest.mark.parametrize(
