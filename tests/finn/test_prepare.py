@@ -58,7 +58,11 @@ def _read_with_finn(folder: Path) -> None:
         "from finn.builder.build_dataflow_config import DataflowBuildConfig\n"
         "from finn.builder.build_dataflow_steps import build_dataflow_step_lookup as known\n"
         "config = DataflowBuildConfig.from_yaml(open('build_finn_plus.yaml').read())\n"
-        "unknown = [step for step in config.steps if step not in known]\n"
+        "from importlib import import_module\n"
+        "def is_there(step):\n"
+        "    module, _, name = step.rpartition('.')\n"
+        "    return hasattr(import_module(module), name) if module else step in known\n"
+        "unknown = [step for step in config.steps if not is_there(step)]\n"
         "assert not unknown, unknown\nassert config.board == 'Pynq-Z2', config.board\n"
     )
     done = subprocess.run(
