@@ -56,7 +56,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "board": None, "clock_ns": 5.0, "target_fps": 1000, "python": None,
     },
     "summary": {"show": True},
-    "transform": {"level": None, "bits": None, "width": 1, "plan": None, "keep": (), "example_inputs": None, "calibration": None},
+    "transform": {"level": None, "bits": None, "width": 1, "plan": None, "keep": (), "example_inputs": None, "calibration": None, "compare": True},
 }  # fmt: skip
 
 
