@@ -284,7 +284,7 @@ FORMS_TRIED = (
 
 
 def show_forms(options: argparse.Namespace) -> None:
-    """LUT, BRAM18 and DSP of each form at two speeds, FINN's figures and FINN's folding but for blocks."""
+    """LUT, BRAM18 and DSP of each form at two speeds, by our prices and our folding."""
     from fxfactor.finn.layer_costs import price, total
     from fxfactor.finn.target import Target
 

@@ -5,7 +5,7 @@ control flow on shapes works; the batch size stays open where the network lets i
 gives a graph of ATen operators, which `fxfactor.graph.normalize` turns back into modules.
 
 torch.export alone could stand for `trace_concrete`: on pytorchcv's 87 families the same convolutions are visible without it
-(benchmarks/README.md). It stays because the six networks that need it are captured several times faster and keep the batch open.
+(benchmarks/README.md). It stays because the six networks that need it are captured faster with it.
 """
 
 from __future__ import annotations
