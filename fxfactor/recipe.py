@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 
 from fxfactor.errors import PreconditionError
 from fxfactor.graph.capture import capture
-from fxfactor.graph.questions import convolutions
+from fxfactor.graph.questions import convolutions, sites
 from fxfactor.graph.watching import images_of
 from fxfactor.passes import FactorizeDepth, Quantize
 from fxfactor.pipeline import Pass, Pipeline
@@ -34,9 +34,10 @@ def transform(
 ) -> GraphModule:
     """Split the convolutions of a CNN into depth-factorized subgraphs and substitute Brevitas quantized layers.
 
-    Before: any nn.Module with convolutions. After: a trainable torch.fx.GraphModule with the same inputs and outputs,
-    in which `site` has become `site.spatial` (grouped k×k) and `site.pointwise` (1×1), all layers have `bits`-bit weights
-    and all tensors between them `bits`-bit activations. `model` itself is not changed.
+    Before: any nn.Module with convolutions, or with linear layers alone, which are quantized. After: a trainable
+    torch.fx.GraphModule with the same inputs and outputs, in which `site` has become `site.spatial` (grouped k×k) and
+    `site.pointwise` (1×1), all layers have `bits`-bit weights and all tensors between them `bits`-bit activations. `model`
+    itself is not changed.
 
     level: an int ≥ 0 (0, the default, factorizes nothing) or "depthwise"; see `fxfactor.groups_at`.
     bits: 2 to 8, or (weight bits, activation bits); None, the default, stays in floating point. The first layer and the
@@ -51,8 +52,8 @@ def transform(
 
     What was changed and what was left alone, and why: `fxfactor.summary(result)`.
 
-    Raises PreconditionError on values out of range, unknown sites and a network without convolutions, CaptureError where
-    the network cannot be captured.
+    Raises PreconditionError on values out of range, unknown sites and a network with neither convolutions nor linear layers,
+    CaptureError where the network cannot be captured.
     """
     if plan is not None and (level is not None or bits is not None or width != 1):
         wide = "" if width == 1 else f", width={width!r}"
@@ -70,9 +71,7 @@ def transform(
         example_inputs = images[0][:1].to(own)
     graph = capture(model, example_inputs, compare=compare)
     if not any(True for _ in convolutions(graph)):
-        raise PreconditionError(
-            f"fxfactor factorizes convolutions, and {type(model).__name__} has none that its forward calls; pass a CNN"
-        )
+        _require_something_to_quantize(graph, model, plan is not None or bits is not None)
     kept = (keep,) if isinstance(keep, str) else tuple(keep)
     if plan is not None:
         plan.require_fits(graph)
@@ -85,6 +84,19 @@ def transform(
     if images is not None:
         calibrate(result, images)
     return result.to(memory_format=torch.channels_last) if _is_channels_last(model) else result  # type: ignore[call-overload]
+
+
+def _require_something_to_quantize(graph: GraphModule, model: nn.Module, quantizes: bool) -> None:
+    """A network without convolutions has nothing to factorize; its linear layers are quantized."""
+    name = type(model).__name__
+    if not sites(graph):
+        raise PreconditionError(
+            f"fxfactor factorizes convolutions and quantizes linear layers, and {name} has none that its forward calls"
+        )
+    if not quantizes:
+        raise PreconditionError(
+            f"fxfactor factorizes convolutions, and {name} has linear layers only; give bits= to quantize them"
+        )
 
 
 def _is_channels_last(model: nn.Module) -> bool:

@@ -37,8 +37,8 @@ class FactorizeDepth(Pass):
 
     Before: `site`, weight (C_out, C_in/g, k, k). After: `site.spatial`, weight (mid, C_in/G, k, k), G groups, with the
     stride, padding, padding mode and dilation of the original; then `site.pointwise`, weight (C_out, mid/g, 1, 1), with
-    its bias. mid is width · C_in, rounded to a multiple of G, or what the plan says: more channels between the factors
-    lose less and cost more MACs.
+    its bias. A layer that is called several times has the same factors in every call. mid is width · C_in, rounded to a
+    multiple of G, or what the plan says: more channels between the factors lose less and cost more MACs.
 
     Left as they are: the first convolution, 1×1 and depthwise ones, those with fewer than 8 input channels, and where
     the factors would not need fewer MACs. A plan may split the first one and small ones too. Sites in `keep`, or below
@@ -116,7 +116,7 @@ class FactorizeDepth(Pass):
         return layer.groups, layer.mid or conv.in_channels
 
     def _split(self, graph: GraphModule, site: Site, groups: int, mid: int) -> Change:
-        node, conv = site.nodes[0], site.modules[0]
+        conv = site.modules[0]
         if self.fit:
             factors = svd_factors(conv.weight.detach(), groups, mid, conv.groups)
             spatial_weight, pointwise_weight, error = factors.spatial, factors.pointwise, factors.relative_error
@@ -126,10 +126,11 @@ class FactorizeDepth(Pass):
             pointwise_weight, error = conv.weight.new_zeros(conv.out_channels, mid // conv.groups, *ones), None
         spatial = convolution_like(conv, spatial_weight, groups, bias=None)
         pointwise = pointwise_like(conv, pointwise_weight)
-        shape = shape_of(node)
-        replace_with_chain(
-            graph, node, {"spatial": (spatial, (shape[0], mid, *shape[2:])), "pointwise": (pointwise, shape)}
-        )
+        for (node,) in site.calls:
+            shape = shape_of(node)
+            replace_with_chain(
+                graph, node, {"spatial": (spatial, (shape[0], mid, *shape[2:])), "pointwise": (pointwise, shape)}
+            )
         return Change(site.name, (f"{site.name}.spatial", f"{site.name}.pointwise"), error)
 
 

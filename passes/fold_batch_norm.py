@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from fxfactor.graph import LAYERS, TRANSPOSED, module_of
+from fxfactor.graph import LAYERS, TRANSPOSED, calls_of, module_of
 from fxfactor.pipeline import Change, Pass, Skip
 from fxfactor.quantization.brevitas_layers import is_quantized_layer
 
@@ -22,8 +22,8 @@ class FoldBatchNorm(Pass):
     Before: `conv`, weight (C_out, C_in/g, k, k), then `bn`. After: `conv` with W' = W · γ/√(σ² + ε) for every output
     channel and b' = (b − μ) γ/√(σ² + ε) + β; `bn` is gone. (Jacob et al. 2018, arXiv 1712.05877, equation 14.)
 
-    Only where the layer feeds nothing but the batch norm, and the batch norm keeps running statistics. FINN absorbs batch
-    norms and training likes them, so nothing folds them unasked; fold before quantizing.
+    Only where the layer feeds nothing but the batch norm, both are called once, and the batch norm keeps running
+    statistics. FINN absorbs batch norms and training likes them, so nothing folds them unasked; fold before quantizing.
     """
 
     exact: ClassVar[bool] = True
@@ -51,6 +51,9 @@ def _reason_not_to(node: Node, norm: nn.Module) -> str | None:
         return f"it follows {layer.__class__.__name__ if layer else source.name}, not a convolution or linear layer"
     if is_quantized_layer(layer):
         return f"{source.target} is quantized already: fold before quantizing"
+    for called in (source, node):
+        if len(calls_of(called)) > 1:
+            return f"{called.target} is called {len(calls_of(called))} times"
     if len(source.users) > 1:
         return f"{source.target} also feeds others than this batch norm"
     if norm.running_mean is None:

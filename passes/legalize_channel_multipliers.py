@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from fxfactor.graph import is_quantizer, module_of, put_module, set_shape, shape_of
+from fxfactor.graph import calls_of, is_quantizer, module_of, put_module, set_shape, shape_of
 from fxfactor.passes.legalize_grouped_convolutions import take_outputs
 from fxfactor.pipeline import Change, Pass, Skip
 
@@ -62,13 +62,17 @@ def _followers(node: Node) -> list[nn.Module] | str:
     """The batch norms and, last, the dense convolution behind `node`; or the reason why there is none."""
     followers: list[nn.Module] = []
     while True:
+        if len(calls_of(node)) > 1:
+            return (
+                f"{node.target} is called {len(calls_of(node))} times, so its channels cannot be put in another order"
+            )
         if len(node.users) != 1:
             return f"{node.target} feeds {len(node.users)} others, so its channels cannot be put in another order"
         node = next(iter(node.users))
         module = module_of(node)
         if isinstance(module, nn.BatchNorm2d):
             followers.append(module)
-        elif isinstance(module, nn.Conv2d) and module.groups == 1:
+        elif isinstance(module, nn.Conv2d) and module.groups == 1 and len(calls_of(node)) == 1:
             return [*followers, module]
         elif not isinstance(module, _PER_CHANNEL_ALIKE) and not (is_quantizer(module) and _one_scale(module)):
             return f"{node.target} stands between it and the next dense convolution and may tell channels apart"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from fxfactor.graph import module_of, put_module, set_shape, shape_of
+from fxfactor.graph import calls_of, module_of, put_module, set_shape, shape_of
 from fxfactor.pipeline import Change, Pass, Skip
 from fxfactor.quantization.brevitas_layers import is_quantized_layer, quantize_layer, weight_bits_of
 
@@ -32,7 +32,7 @@ class LegalizeGroupedConvolutions(Pass):
     exact: ClassVar[bool] = True
 
     def rewrite(self, graph: GraphModule) -> Iterator[Change | Skip]:
-        for node in list(graph.graph.nodes):
+        for node in [node for node in graph.graph.nodes if node.op == "call_module" and node is calls_of(node)[0]]:
             layer = module_of(node)
             if not isinstance(layer, nn.Conv2d) or layer.groups in (1, layer.in_channels):
                 continue
@@ -43,7 +43,8 @@ class LegalizeGroupedConvolutions(Pass):
                     site, "the quantized weights of a group are not a part of the whole's: use a scale per channel"
                 )
                 continue
-            _replace(graph, node, branches)
+            for call in calls_of(node):
+                _replace(graph, call, branches)
             yield Change(site, tuple(f"{site}.{index}" for index in range(len(branches))))
 
 

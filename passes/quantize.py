@@ -113,7 +113,7 @@ class _Placement:
         self.join_bits = plan.join_bits
         self.layer_bits: dict[Node, int | None] = {}
         for name, site in sites(graph).items():
-            for node in site.nodes:
+            for node in (each for call in site.calls for each in call):
                 self.layer_bits[node] = plan.layers.get(name, LayerPlan()).activation_bits
         self.position = {node: index for index, node in enumerate(graph.graph.nodes)}
         self.meeting = self._meetings()

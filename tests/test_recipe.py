@@ -7,6 +7,7 @@ import io
 
 import pytest
 import torch
+from brevitas.nn import QuantLinear
 from networks import Lambda, ResidualNet, difference_in_float64, fingerprint, randomized
 from torch import nn
 from torch.fx import GraphModule
@@ -207,21 +208,27 @@ def test_what_is_no_module_is_refused(wrong):
         transform(wrong, level=1)
 
 
-@pytest.mark.parametrize(
-    ("model", "name"),
-    [
-        (nn.Sequential(nn.Linear(4, 4), nn.ReLU()), "Sequential"),
-        (Lambda(lambda m, x: m.a(x), a=nn.Linear(4, 4), unused=nn.Conv2d(3, 3, 3)), "Lambda"),
-    ],
-)
-def test_a_network_without_convolutions_is_refused(model, name):
-    with pytest.raises(PreconditionError, match=f"{name} has none that its forward calls; pass a CNN"):
-        transform(model, level=1, example_inputs=torch.zeros(2, 4))
+def test_linear_layers_alone_are_quantized_and_nothing_is_split():
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
+    before = fingerprint(model)
+    quantized = transform(model, level=3, bits=4, example_inputs=torch.zeros(2, 4))
+    assert fingerprint(model) == before
+    layers = [module for module in quantized.modules() if isinstance(module, QuantLinear)]
+    assert [int(layer.weight_quant.bit_width()) for layer in layers] == [8, 4, 8]
+    assert not [name for name, _ in quantized.named_modules() if name.endswith(("spatial", "pointwise"))]
 
 
-def test_a_shared_parametric_module_is_refused_and_the_model_stays():
+def test_linear_layers_alone_need_bits_and_something_to_quantize():
+    linear = Lambda(lambda m, x: m.a(x), a=nn.Linear(4, 4), unused=nn.Conv2d(3, 3, 3))
+    with pytest.raises(PreconditionError, match="Lambda has linear layers only; give bits= to quantize them"):
+        transform(linear, level=1, example_inputs=torch.zeros(2, 4))
+    with pytest.raises(PreconditionError, match="Sequential has none that its forward calls"):
+        transform(nn.Sequential(nn.ReLU()), bits=4, example_inputs=torch.zeros(2, 4))
+
+
+def test_a_layer_called_twice_is_one_site_and_the_model_stays():
     model = Lambda(lambda m, x: m.b(m.b(m.a(x))), a=nn.Conv2d(3, 8, 3), b=nn.Conv2d(8, 8, 3))
     before = fingerprint(model)
-    with pytest.raises(Exception, match="'b' \\(Conv2d\\) is called 2 times"):
-        transform(model, level=1)
+    factorized = transform(model, level=1)
+    assert [str(node.target) for node in factorized.graph.nodes].count("b.pointwise") == 2
     assert fingerprint(model) == before

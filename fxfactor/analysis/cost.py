@@ -24,7 +24,10 @@ FLOAT_BITS = 32
 
 @dataclass(frozen=True)
 class LayerCost:
-    """Cost of one layer for one image. `parameters` counts weights and biases; `weight_bits` is per weight."""
+    """Cost of one layer for one image. `parameters` counts weights and biases; `weight_bits` is per weight.
+
+    Of a layer that is called several times `macs` are those of all its calls, `activation_bits` the most of any.
+    """
 
     path: str
     macs: int
@@ -63,20 +66,23 @@ class Cost:
 
 def cost(graph: GraphModule) -> Cost:
     """Cost of a captured or transformed network at batch size 1 and the image size of its capture."""
-    found = tuple(_layer_cost(node, layer) for node, layer in layers(graph))
-    bits = sum(cast(Tensor, layer.weight).numel() * (weight_bits_of(layer) or FLOAT_BITS) for _, layer in layers(graph))
+    calls: dict[nn.Module, list[Node]] = {}
+    for node, layer in layers(graph):
+        calls.setdefault(layer, []).append(node)
+    found = tuple(_layer_cost(nodes, layer) for layer, nodes in calls.items())
+    bits = sum(cast(Tensor, layer.weight).numel() * (weight_bits_of(layer) or FLOAT_BITS) for layer in calls)
     return Cost(found, sum(p.numel() for p in graph.parameters()), bits)
 
 
-def _layer_cost(node: Node, layer: nn.Module) -> LayerCost:
+def _layer_cost(nodes: list[Node], layer: nn.Module) -> LayerCost:
     weight = cast(Tensor, layer.weight)
     bias = cast("Tensor | None", layer.bias)
     return LayerCost(
-        path=str(node.target),
-        macs=_macs(node, layer),
+        path=str(nodes[0].target),
+        macs=sum(_macs(node, layer) for node in nodes),
         parameters=weight.numel() + (0 if bias is None else bias.numel()),
         weight_bits=weight_bits_of(layer) or FLOAT_BITS,
-        activation_bits=bits_of(input_quantizer(node)) or FLOAT_BITS,
+        activation_bits=max(bits_of(input_quantizer(node)) or FLOAT_BITS for node in nodes),
     )
 
 

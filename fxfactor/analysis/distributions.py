@@ -23,7 +23,7 @@ from torch.fx import GraphModule, Node
 from fxfactor.analysis.measures import Spread
 from fxfactor.analysis.rows import spread_row, variant_rows, weight_rows
 from fxfactor.analysis.table import ORIGINAL, Distribution, Distributions
-from fxfactor.analysis.taps import VariantTaps, channel_axis, count, output_node
+from fxfactor.analysis.taps import VariantTaps, channel_axis, count, each_call, output_node
 from fxfactor.errors import PreconditionError
 from fxfactor.graph.capture import as_graph
 from fxfactor.graph.questions import LAYERS, Site, placeholders, shape_of, sites
@@ -105,7 +105,7 @@ class _Measurement:
     """The original and all variants on the same images, part by part."""
 
     def __init__(self, original: GraphModule, variants: Mapping[str, GraphModule]) -> None:
-        self.sites = sites(original)
+        self.sites = each_call(sites(original))
         self.images = 0
         self.inputs = {name: site.nodes[0].all_input_nodes[0] for name, site in self.sites.items()}
         self.outputs = {name: output_node(site) for name, site in self.sites.items()}
@@ -140,7 +140,8 @@ class _Measurement:
         """The rows of the original, then those of every variant."""
         outputs = {name: (node, self.spreads[node]) for name, node in self.outputs.items()}
         for name, site in self.sites.items():
-            yield from weight_rows(ORIGINAL, site)
+            if name == site.name:
+                yield from weight_rows(ORIGINAL, site)
             source, (node, spread) = self.inputs[name], outputs[name]
             yield spread_row(ORIGINAL, name, "input", str(source.target), self.spreads[source])
             yield spread_row(ORIGINAL, name, "output", str(node.target), spread)

@@ -153,7 +153,8 @@ def variant_rows(
     for name, site in taps.sites.items():
         output, (original_node, spread) = taps.outputs[name], original_outputs[name]
         folded = isinstance(module_of(original_node), BatchNorm) and not isinstance(module_of(output.node), BatchNorm)
-        yield from weight_rows(taps.variant, site, originals[name], folded)
+        if name == site.name:  # the weights of a site are the same in every call
+            yield from weight_rows(taps.variant, site, originals[name], folded)
         for tensor, layer in zip(("input", "between"), site.nodes, strict=False):
             calls = taps.quantizers_before(layer)
             served.update(calls)

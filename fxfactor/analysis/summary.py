@@ -26,7 +26,7 @@ class SiteSummary:
 
     macs_before is what the site cost in one piece. relative_error is ‖W − UV‖/‖W‖ of its factors; output_error is the
     share of the outputs' standard deviation that they miss on the calibration images, where there were such. note says
-    why the site was not factorized.
+    why the site was not factorized. calls is how often the network calls the site; macs and macs_before are of all calls.
     """
 
     site: str
@@ -40,6 +40,7 @@ class SiteSummary:
     relative_error: float | None
     output_error: float | None
     note: str
+    calls: int = 1
 
     @property
     def error(self) -> float | None:
@@ -101,7 +102,7 @@ class Summary:
             table.add_column(name, justify="right", no_wrap=True)
         for row in self.rows:
             table.add_row(
-                row.site,
+                row.site if row.calls == 1 else f"{row.site} (called {row.calls} times)",
                 f"{row.before} → {row.after}" if row.after else escape(f"{row.before}: {row.note}".removesuffix(": ")),
                 f"{_bits(row.weight_bits)}/{_bits(row.activation_bits)}",
                 _change(row.macs_before / size, row.macs / size),
@@ -182,6 +183,7 @@ def _row(site: Site, total: Cost, change: Change | None, reason: str) -> SiteSum
         relative_error=change.relative_error if site.factorized and change else None,
         output_error=change.output_error if site.factorized and change else None,
         note="" if site.factorized else reason,
+        calls=len(site.calls),
     )
 
 

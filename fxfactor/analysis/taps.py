@@ -28,6 +28,15 @@ def output_node(site: Site) -> Node:
     return behind if behind is not None and isinstance(module_of(behind), BatchNorm) else site.nodes[-1]
 
 
+def each_call(found: dict[str, Site]) -> dict[str, Site]:
+    """One entry for every call of every site: `site`, and `site (call 2)` … where it is called again."""
+    return {
+        name if index == 1 else f"{name} (call {index})": Site(site.name, call, site.modules)
+        for name, site in found.items()
+        for index, call in enumerate(site.calls, 1)
+    }
+
+
 def channel_axis(node: Node, linear: bool = False) -> int:
     """The axis of the channels: 1, as images have it, and the last for what a linear layer takes and gives."""
     return -1 if linear or len(shape_of(node)) < 2 else 1
@@ -68,8 +77,8 @@ class QuantizerTap:
 class SiteOutput:
     """What leaves a site, against the original: with the errors of all layers before it, and with its own alone."""
 
-    def __init__(self, site: Site) -> None:
-        self.site, self.node = site, output_node(site)
+    def __init__(self, name: str, site: Site) -> None:
+        self.name, self.site, self.node = name, site, output_node(site)
         self.spread = Spread(channel_axis(self.node, isinstance(site.modules[0], nn.Linear)))
         self.accumulated, self.alone, self.unrounded = Difference(), Difference(), Difference()
         self.chain = _chain(site, self.node)
@@ -124,10 +133,10 @@ class VariantTaps:
 
     def __init__(self, name: str, graph: GraphModule) -> None:
         self.variant, self.graph = name, graph
-        self.sites = sites(graph)
+        self.sites = each_call(sites(graph))
         calls = [node for node in graph.graph.nodes if is_quantizer(module_of(node))]
         self.quantizers = {node: QuantizerTap(node, cast(nn.Module, module_of(node))) for node in calls}
-        self.outputs = {site.name: SiteOutput(site) for site in self.sites.values()}
+        self.outputs = {name: SiteOutput(name, site) for name, site in self.sites.items()}
         self._output_at = {output.node: output for output in self.outputs.values()}
         self.plain: dict[Node, Spread] = {}
         for site in self.sites.values():
@@ -154,7 +163,7 @@ class VariantTaps:
                 count(self.plain[node], value, self.variant, str(node.target))
             if node in self._output_at:
                 output = self._output_at[node]
-                output.add_output(value, wanted[output.site.name][1], self.variant)
+                output.add_output(value, wanted[output.name][1], self.variant)
 
         watch(self.graph, (images,), see)
         for name, output in self.outputs.items():

@@ -42,7 +42,9 @@ class BitWidths:
         self.quantizers = {name: module for name, module in most.named_modules() if is_quantizer(module)}
         self.site_of = {str(node.target): name for name, site in sites(most).items() for node in site.nodes}
         names = {module: name for name, module in self.quantizers.items()}
-        self.reads = {str(node.target): names.get(cast(nn.Module, input_quantizer(node))) for node, _ in layers(most)}
+        self.reads: dict[str, set[str | None]] = {}
+        for node, _ in layers(most):
+            self.reads.setdefault(str(node.target), set()).add(names.get(cast(nn.Module, input_quantizer(node))))
         self.cost_at_most = cost(most)
 
     @property
@@ -78,8 +80,10 @@ class BitWidths:
         found, total = [], 0
         for layer in self.cost_at_most.layers:
             bits = plan.layers[self.site_of[layer.path]].weight_bits or FLOAT_BITS
-            reads = self.reads[layer.path]
-            activation = layer.activation_bits if reads is None else self.bits(reads, activation_bits)
+            activation = max(
+                layer.activation_bits if each is None else self.bits(each, activation_bits)
+                for each in self.reads[layer.path]
+            )
             found.append(replace(layer, weight_bits=bits, activation_bits=activation))
             total += cast(Any, self.network.get_submodule(layer.path)).weight.numel() * bits
         return Cost(tuple(found), self.cost_at_most.parameters, total)

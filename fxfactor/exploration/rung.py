@@ -272,6 +272,8 @@ def _take_over(graph: GraphModule, previous: GraphModule | None) -> set[str]:
     later = {name for name in sites(graph) if name not in same}
     order = [str(node.target) for node in graph.graph.nodes if node.op == "call_module"]
     cut = next((i for i, path in enumerate(order) if any(_belongs(path, site) for site in later)), len(order))
+    # a layer that is called again behind the cut sees something else there
+    same = {name for name in same if not any(_belongs(path, name) for path in order[cut:])}
     state = previous.state_dict()
     for path in order[:cut]:
         module = graph.get_submodule(path)

@@ -19,7 +19,7 @@ from torch.fx import GraphModule, Node
 from fxfactor.factors.fit import fitted_factors
 from fxfactor.factors.least_squares import PatchMoments
 from fxfactor.factors.lockstep import Lockstep, moments_of
-from fxfactor.factors.sums import SumTarget
+from fxfactor.factors.sums import OriginalTarget, SumTarget
 from fxfactor.factors.weights import Factors, svd_factors
 from fxfactor.graph.questions import BatchNorm, Convolution, Site, batch_norm_behind, sites
 from fxfactor.graph.watching import images_of
@@ -50,7 +50,9 @@ def fit_to_outputs(
     of any kind. After: factors that make each site's outputs those of the original, given the inputs that the factorized
     network has there. A shift of the outputs' means goes into the bias of the pointwise factor, or into the running mean
     of the batch norm behind it; where there is neither, the means are fitted like everything else. Before a residual
-    addition the target is the original sum less what the factorized shortcut brings (`fxfactor.factors.sums`).
+    addition the target is the original sum less what the factorized shortcut brings (`fxfactor.factors.sums`). A site with
+    several calls is fitted to all of them together; where a call comes behind factors that are not fitted yet, its own from
+    an earlier call among them, to what enters it in the original.
 
     batches: tensors of images, or tuples that start with one; gone through once, and kept. A quarter of them is held
     out to choose the ridge, all are fitted to. memory_limit: bytes of activations that are kept from one site to the
@@ -67,20 +69,35 @@ def fit_to_outputs(
     before = sites(original)
     new = {name: site for name, site in sites(graph).items() if site.factorized and not before[name].factorized}
     found = [(name, site) for name, site in new.items() if name not in done]
-    factors = {node for site in new.values() for node in site.nodes}
+    factors = {node for site in new.values() for call in site.calls for node in call}
+    unfitted = {node for _, site in found for call in site.calls for node in call}
+    fitted = []
+    for name, site in track(found, "fitting to outputs"):
+        targets = _targets(before[name], site, (original_walk, walk), factors, unfitted)
+        fitted.append(_fit_site(name, before[name], site, targets))
+        walk.forget_behind(site.nodes[0])
+        unfitted.difference_update(node for call in site.calls for node in call)
+    return fitted
+
+
+def _targets(
+    before: Site,
+    site: Site,
+    walks: tuple[Lockstep, Lockstep],
+    factors: Collection[Node],
+    unfitted: Collection[Node],
+) -> list[SumTarget | OriginalTarget]:
+    """What the site should compute, at every call."""
     return [
-        _fit_site(name, before[name], site, (original_walk, walk), factors)
-        for name, site in track(found, "fitting to outputs")
+        OriginalTarget(node, walks[0]) if walks[1].needs(call[0], unfitted) else SumTarget(node, call, walks, factors)
+        for (node,), call in zip(before.calls, site.calls, strict=True)
     ]
 
 
-def _fit_site(
-    name: str, before: Site, site: Site, walks: tuple[Lockstep, Lockstep], factors_of_all: Collection[Node]
-) -> Fitted:
+def _fit_site(name: str, before: Site, site: Site, targets: list[SumTarget | OriginalTarget]) -> Fitted:
     conv = cast(Convolution, before.modules[0])
     spatial, pointwise = site.modules
-    target = SumTarget(before.nodes[0], site.nodes, walks, factors_of_all)
-    moments, held_out = _collect(conv, target)
+    moments, held_out = _collect(conv, targets)
     receiver = receiver_of_shift(site)
     if receiver is None:
         moments, held_out = moments.about_zero(), held_out and held_out.about_zero()
@@ -120,12 +137,13 @@ def importance_of(site: Site) -> Tensor | None:
     return scale.square() if norm.weight is None else (scale * cast(Tensor, norm.weight)).square()
 
 
-def _collect(conv: Convolution, target: SumTarget) -> tuple[PatchMoments, PatchMoments | None]:
+def _collect(conv: Convolution, targets: list[SumTarget | OriginalTarget]) -> tuple[PatchMoments, PatchMoments | None]:
     """Moments at a site over three quarters of the batches and over the last one (None for fewer than 4 batches)."""
     sums: list[PatchMoments | None] = [None, None]
-    for index in target.batches:
-        for part in moments_of(*target.of(index), conv):
-            held = index % 4 == 3
-            total = sums[held]
-            sums[held] = part if total is None else total + part
+    for target in targets:
+        for index in target.batches:
+            for part in moments_of(*target.of(index), conv):
+                held = index % 4 == 3
+                total = sums[held]
+                sums[held] = part if total is None else total + part
     return cast(PatchMoments, sums[0]), sums[1]

@@ -57,7 +57,10 @@ def patches(x: Tensor, conv: Convolution) -> Tensor:
 
 
 class Lockstep:
-    """A graph in evaluation on several batches at once, each of them advanced from node to node as asked for."""
+    """A graph in evaluation on several batches at once, each of them advanced from node to node as asked for.
+
+    Asked for a node that it has passed, a batch is run anew from the start.
+    """
 
     def __init__(self, graph: GraphModule, images: list[Tensor], memory_limit: int) -> None:
         parameter = next(graph.parameters())
@@ -70,6 +73,19 @@ class Lockstep:
         self.live: list[dict[Node, Any]] = [{} for _ in images]
         self.position = [0] * len(images)
         self.bytes = [0] * len(images)
+
+    def forget_behind(self, node: Node) -> None:
+        """Whatever was computed from `node` on is computed anew: its module has changed."""
+        for batch, position in enumerate(self.position):
+            if position > self.index[node]:
+                self._forget(batch)
+
+    def _forget(self, batch: int) -> None:
+        self.live[batch], self.position[batch], self.bytes[batch] = {}, 0, 0
+
+    def needs(self, node: Node, others: Collection[Node]) -> bool:
+        """Whether `node` is computed from one of `others`."""
+        return bool(set(self._ancestors(node, ())).difference([node]).intersection(others))
 
     def input_of(self, batch: int, node: Node) -> Tensor:
         """What enters `node`, with all nodes before it as they are now."""
@@ -111,6 +127,8 @@ class Lockstep:
 
     def _run(self, batch: int, stop: int) -> dict[Node, Any]:
         """Advance to `stop` and return what is alive there; keep it for the next time where memory allows."""
+        if stop < self.position[batch]:
+            self._forget(batch)
         values = self.live[batch] or {self.input: self.images[batch]}
         self.interpreter.env = values
         for node in self.nodes[self.position[batch] : stop]:

@@ -84,6 +84,18 @@ class SumTarget:
         return x, wanted + (shortcut - compressed) / _factor_of(after.norm, wanted)
 
 
+class OriginalTarget:
+    """What a layer should compute, given what enters it in the original network."""
+
+    def __init__(self, before: Node, original: Lockstep) -> None:
+        self.before, self.original = before, original
+        self.batches = range(len(original.images))
+
+    def of(self, batch: int) -> tuple[Tensor, Tensor]:
+        """What enters and what leaves the layer in the original network, for a batch of images."""
+        return self.original.input_of(batch, self.before), self.original.output_of(batch, self.before)
+
+
 def _factor_of(norm: nn.Module | None, like: Tensor) -> Tensor:
     """γ/√(σ² + ε) of a batch norm as (channels, 1, …), none of it near zero; 1 without a norm."""
     if norm is None:

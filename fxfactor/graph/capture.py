@@ -58,8 +58,7 @@ def capture(
     model inside is taken.
 
     Raises PreconditionError where `model` is no module, or the inputs do not fit it or cannot be inferred, and
-    CaptureError where a module with parameters is called twice, no way of tracing works, or the graph computes
-    something else.
+    CaptureError where two modules share a parameter, no way of tracing works, or the graph computes something else.
     """
     if not isinstance(model, nn.Module):
         raise PreconditionError(

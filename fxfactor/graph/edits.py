@@ -63,7 +63,8 @@ def replace_with_chain(
     """One module call becomes a chain of calls: `site` → `site.first` → `site.second` …
 
     Before: `node` calls the module at `site`. After: a plain container stands at `site`, and each `name: (module,
-    output shape)` of `chain` is a node of its own calling `site.name`.
+    output shape)` of `chain` is a node of its own calling `site.name`. For a site with several calls do the same at
+    each of them, with the same modules.
     """
     site = str(node.target)
     put_module(graph, site, nn.Module())

@@ -103,16 +103,19 @@ def replace_by_module(graph: GraphModule, node: Node, path: str, module: nn.Modu
 def lift_layers(graph: GraphModule, numbers: dict[Node, Any]) -> None:
     """Convolutions, linear layers and normalisations called as functions on parameters become modules.
 
-    Settings that are sizes known at capture (`groups=x.shape[1]`) become numbers.
+    Settings that are sizes known at capture (`groups=x.shape[1]`) become numbers. Calls on the same parameters with the
+    same settings become calls of one module.
     """
     beside: set[str] = set()
+    seen: dict[Any, int] = {}
+    lifted: dict[str, list[tuple[Node, Any, nn.Module]]] = {}
     for node in list(graph.graph.nodes):
-        if node.op != "call_function":
-            continue
-        lifted = _lift_layer(graph, node, numbers)
-        if lifted is not None:
-            weight, module = lifted
-            path = _layer_path(graph, node, weight, module)
+        if node.op == "call_function" and (found := _lift_layer(graph, node, numbers, seen)) is not None:
+            weight, module, key = found
+            lifted.setdefault(key, []).append((node, weight, module))
+    for calls in lifted.values():
+        path, (_, _, module) = _layer_path(graph, [(node, weight) for node, weight, _ in calls], calls[0][2]), calls[0]
+        for node, weight, _ in calls:
             source = node.args[0] if node.args else node.kwargs["input"]
             read = set().union(*(ancestors(each) for each in node.all_input_nodes if each is not source))
             replace_by_module(graph, node, path, module)
@@ -147,8 +150,11 @@ def _leave_children_only(graph: GraphModule, owner: str) -> None:
     put_module(graph, owner, container)
 
 
-def _lift_layer(graph: GraphModule, node: Node, numbers: dict[Node, Any]) -> tuple[Any, nn.Module] | None:
-    """The module that computes what the node does, and the node that reads its weight; None if it is none of ours."""
+def _lift_layer(
+    graph: GraphModule, node: Node, numbers: dict[Node, Any], seen: dict[Any, int]
+) -> tuple[Any, nn.Module, str] | None:
+    """The node that reads the weight, the module that computes what the node does, and a text that is the same for calls
+    that one module can stand for (`seen`: see `_expression`); None if it is no layer of ours."""
     target = cast(Any, node.target)
     names: tuple[str, ...] | None = _BATCH_NORM.get(target)
     kind: type[nn.Module] | None = _CONV_KINDS.get(target)
@@ -181,14 +187,42 @@ def _lift_layer(graph: GraphModule, node: Node, numbers: dict[Node, Any]) -> tup
     module = _build_layer(kind, tensors, settings)
     for key in ("weight", "bias"):
         if tensors[key] is not None and not isinstance(tensors[key], nn.Parameter):
-            getattr(module, key).requires_grad_(_is_trained(graph, bound[key]))
-    return bound.get("weight"), module
+            getattr(module, key).requires_grad_(_is_trained(graph, bound[key], numbers))
+    read = {key: _expression(graph, bound.get(key), numbers, seen) for key in tensors}
+    return bound.get("weight"), module, repr((kind.__name__, read, sorted(settings.items())))
 
 
-def _is_trained(graph: GraphModule, node: Any) -> bool:
+def _expression(graph: GraphModule, node: Any, numbers: dict[Node, Any], seen: dict[Any, int]) -> Any:
+    """A number for what a value is computed by and from, down to the tensors that it reads; the same number where it is
+    the same computation. `seen` holds the numbers that were given so far."""
+    if isinstance(node, Tensor):
+        return f"tensor {id(node)}"
+    if not isinstance(node, Node) or node in seen:
+        return seen.get(node) if isinstance(node, Node) else node
+    if is_parameter(node):
+        text = f"tensor {id(operator.attrgetter(str(node.target))(graph))}"
+    elif _asks_about(node, numbers):
+        text = f"constant {value_without_input(graph, node, numbers)}"
+    else:
+        inputs: dict[Any, Any] = {each: _expression(graph, each, numbers, seen) for each in node.all_input_nodes}
+        args = map_aggregate((node.args, dict(node.kwargs)), lambda x: f"value {inputs[x]}" if x in inputs else x)
+        text = repr((node.op, node.target, args))
+    seen[node] = seen.setdefault(text, len(seen))
+    return seen[node]
+
+
+def _asks_about(node: Node, numbers: dict[Node, Any]) -> bool:
+    """Whether a value tells of the size, type or place of a tensor only, and nothing of what is in it."""
+    return node in numbers or (node.target is getattr and node.args[1] in ("dtype", "device"))
+
+
+def _is_trained(graph: GraphModule, node: Any, numbers: dict[Node, Any]) -> bool:
     """Whether a tensor is computed from a parameter that is trained; a buffer, say a fixed filter, is not."""
-    read = (operator.attrgetter(str(each.target))(graph) for each in ancestors(node) if is_parameter(each))
-    return any(tensor.requires_grad for tensor in read)
+    if not isinstance(node, Node) or _asks_about(node, numbers):
+        return False
+    if is_parameter(node):
+        return bool(operator.attrgetter(str(node.target))(graph).requires_grad)
+    return any(_is_trained(graph, each, numbers) for each in node.all_input_nodes)
 
 
 def value_without_input(graph: GraphModule, node: Any, numbers: dict[Node, Any]) -> Any:
@@ -267,15 +301,21 @@ def _unwrap(value: Any) -> Any:
     return tuple(value) if isinstance(value, list | tuple) else value
 
 
-def _layer_path(graph: GraphModule, node: Node, weight: Any, module: nn.Module) -> str:
-    """`a.b` for a layer whose weight is `a.b.weight` and alone there; else a new name beside it."""
+def _layer_path(graph: GraphModule, calls: list[tuple[Node, Any]], module: nn.Module) -> str:
+    """`a.b` for a layer whose weight is `a.b.weight` and alone there; else a new name beside it.
+
+    `calls`: the nodes that the layer will stand for, each with the node that reads its weight.
+    """
+    node, weight = calls[0]
     kind = type(module).__name__.lower()
     owner = str(weight.target).rpartition(".")[0] if is_parameter(weight) else owner_path(node)
     prefix = f"{owner}."
-    inputs = {n for n in node.all_input_nodes if n.op == "get_attr" or not str(n.target).startswith(prefix)}
-    own = ancestors(weight) | inputs
-    # read by others as well: a layer in its place would change what they read, unless they are the same layer again
-    same = {user for user in weight.users if user.target == node.target} if is_parameter(weight) else {node}
+    own: set[Node] = set()
+    for call, read in calls:
+        inputs = {n for n in call.all_input_nodes if n.op == "get_attr" or not str(n.target).startswith(prefix)}
+        own |= ancestors(read) | inputs
+    # read by others as well: a layer in its place would change what they read
+    same = {call for call, _ in calls}
     own = {n for n in own if n.op != "get_attr" or all(user in own or user in same for user in n.users)}
     others = (n for n in graph.graph.nodes if n.op in ("get_attr", "call_module") and n not in own)
     if owner and not any(str(other.target).startswith(prefix) or other.target == owner for other in others):

@@ -3,8 +3,9 @@
 The normal form is what `fxfactor.capture` gives and every pass must keep:
 
 1. `graph.lint()` passes and no node is dead.
-2. A module with parameters is called by exactly one node, a module without parameters is not shared.
-   The one exception are activation quantizers: branches that meet share one on purpose.
+2. A module without parameters and buffers is called by exactly one node. One that has some may be called by several:
+   a layer is then one site with several calls. Branches that meet share an activation quantizer on purpose. No module
+   stands at two paths, and no two modules share a parameter.
 3. Convolutions, linear layers, normalisations, activations and poolings are `call_module` nodes of their own.
 4. Every `call_module` node that gives one tensor knows its shape (`shape_of`).
 """
@@ -91,12 +92,20 @@ def check_graph(graph: GraphModule) -> None:
         module = graph.get_submodule(path)
         if is_quantizer(module):
             continue
-        if len(nodes) > 1:
+        if len(nodes) > 1 and not has_state(module):
             names = ", ".join(node.name for node in nodes)
-            raise GraphError(f"module {path!r} ({type(module).__name__}) is called by {len(nodes)} nodes ({names})")
+            raise GraphError(
+                f"module {path!r} ({type(module).__name__}), which has no parameters, is called by {len(nodes)} nodes "
+                f"({names}); give each its own copy"
+            )
         if id(module) in paths:
             raise GraphError(f"modules {paths[id(module)]!r} and {path!r} are one object; give each its own copy")
         paths[id(module)] = path
+
+
+def has_state(module: nn.Module) -> bool:
+    """Whether a module has parameters or buffers, so that a copy of it would be another one after training."""
+    return next(module.parameters(), None) is not None or next(module.buffers(), None) is not None
 
 
 def _functional_form(node: Node) -> str | None:

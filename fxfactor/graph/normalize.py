@@ -30,7 +30,7 @@ from fxfactor.graph.lifting import (
     replace_by_module,
     value_without_input,
 )
-from fxfactor.graph.normal_form import propagate_shapes
+from fxfactor.graph.normal_form import has_state, propagate_shapes
 from fxfactor.graph.pooling import fix_uneven_pooling
 from fxfactor.graph.questions import module_of, owner_path, shape_of
 from fxfactor.graph.tracing import MODE_OF, is_random_drop
@@ -43,7 +43,7 @@ _IN_PLACE_OPERATORS = {operator.iadd: operator.add, operator.isub: operator.sub,
 def normalize(graph: GraphModule, example_inputs: tuple[Any, ...]) -> GraphModule:
     """Bring a traced graph into the normal form, in place; every node then knows its shape for `example_inputs`.
 
-    Raises CaptureError where a module with parameters is used twice.
+    Raises CaptureError where two modules share a parameter.
     """
     _drop_identities(graph)
     _fold_constant_positions(graph)
@@ -54,7 +54,8 @@ def normalize(graph: GraphModule, example_inputs: tuple[Any, ...]) -> GraphModul
     lift_stateless(graph, numbers)
     _unify_global_pooling(graph)
     _unify_padded_shortcut(graph)
-    _refuse_shared_parameters(graph)
+    _call_by_one_path(graph)
+    _refuse_tied_parameters(graph)
     _copy_shared_modules(graph)
     fix_uneven_pooling(graph)
     return graph
@@ -227,30 +228,31 @@ def _calls(graph: GraphModule) -> dict[int, list[Node]]:
     return calls
 
 
-def _refuse_shared_parameters(graph: GraphModule) -> None:
+def _call_by_one_path(graph: GraphModule) -> None:
+    """A module that stands at several paths is called by the first of them only."""
+    for nodes in _calls(graph).values():
+        for node in nodes[1:]:
+            node.target = nodes[0].target
+
+
+def _refuse_tied_parameters(graph: GraphModule) -> None:
     seen: dict[int, str] = {}
     for nodes in _calls(graph).values():
-        module = cast(nn.Module, module_of(nodes[0]))
         path = str(nodes[0].target)
-        if len(nodes) > 1 and any(True for _ in module.parameters()):
-            raise CaptureError(
-                f"every module with parameters must be called once, but {path!r} ({type(module).__name__}) is called "
-                f"{len(nodes)} times: one change to it would change every call; give each call a module of its own "
-                f"(copy.deepcopy(model.{path}))"
-            )
-        for name, parameter in module.named_parameters():
+        for name, parameter in cast(nn.Module, module_of(nodes[0])).named_parameters():
             first = seen.setdefault(id(parameter), f"{path}.{name}")
             if first != f"{path}.{name}":
                 raise CaptureError(
                     f"every parameter must belong to one module, but {first!r} and '{path}.{name}' are the same tensor; "
-                    "give each module its own copy"
+                    "give each module its own copy, or call one module in both places"
                 )
 
 
 def _copy_shared_modules(graph: GraphModule) -> None:
-    """The second and later calls of a module without parameters get copies of their own."""
+    """The second and later calls of a module without parameters and buffers get copies of their own."""
     for nodes in _calls(graph).values():
-        for node in nodes[1:]:
+        module = cast(nn.Module, module_of(nodes[0]))
+        for node in [] if has_state(module) else nodes[1:]:
             path = free_path(graph, str(node.target))
-            put_module(graph, path, copy.deepcopy(cast(nn.Module, module_of(node))))
+            put_module(graph, path, copy.deepcopy(module))
             node.target = path

@@ -32,6 +32,11 @@ def module_of(node: object) -> nn.Module | None:
     return owner.get_submodule(str(node.target)) if owner is not None else None
 
 
+def calls_of(node: Node) -> list[Node]:
+    """All nodes that call the module that `node` calls, in the order of execution."""
+    return [each for each in node.graph.nodes if each.op == "call_module" and each.target == node.target]
+
+
 def convolutions(graph: GraphModule) -> Iterator[tuple[Node, Convolution]]:
     """Every (not transposed) convolution with its node, in the order of execution."""
     for node in graph.graph.nodes:
@@ -41,7 +46,10 @@ def convolutions(graph: GraphModule) -> Iterator[tuple[Node, Convolution]]:
 
 
 def layers(graph: GraphModule) -> Iterator[tuple[Node, nn.Module]]:
-    """Every convolution, transposed convolution and linear layer with its node, in the order of execution."""
+    """Every convolution, transposed convolution and linear layer with its node, in the order of execution.
+
+    A layer that is called several times comes once for each call.
+    """
     for node in graph.graph.nodes:
         module = module_of(node)
         if isinstance(module, LAYERS):
@@ -98,11 +106,20 @@ def function_name(node: Node) -> str:
 
 @dataclass(frozen=True)
 class Site:
-    """A convolution or linear layer of the user's model: one node, or the two of a depth-factorized subgraph."""
+    """A convolution or linear layer of the user's model: one node, or the two of a depth-factorized subgraph.
+
+    `nodes` are those of the first call, `further` those of the later calls of a layer that is called more than once.
+    """
 
     name: str
     nodes: tuple[Node, ...]
     modules: tuple[Any, ...]
+    further: tuple[tuple[Node, ...], ...] = ()
+
+    @property
+    def calls(self) -> tuple[tuple[Node, ...], ...]:
+        """The nodes of every call, in the order of execution."""
+        return (self.nodes, *self.further)
 
     @property
     def factorized(self) -> bool:
@@ -111,21 +128,25 @@ class Site:
 
 
 def sites(graph: GraphModule) -> dict[str, Site]:
-    """Every site by its path in the user's model, in the order of execution.
+    """Every site by its path in the user's model, in the order of its first call.
 
     A grouped convolution at `site.spatial` that is followed by a 1×1 convolution at `site.pointwise` is one site.
     """
     found: dict[str, Site] = {}
-    nodes = dict(layers(graph))
-    by_path = {str(node.target): node for node in nodes}
-    for node, module in nodes.items():
-        path = str(node.target)
+    calls: dict[str, list[Node]] = {}
+    modules: dict[str, nn.Module] = {}
+    for node, module in layers(graph):
+        calls.setdefault(str(node.target), []).append(node)
+        modules[str(node.target)] = module
+    for path, module in modules.items():
         parent, _, name = path.rpartition(".")
-        spatial, pointwise = by_path.get(f"{parent}.spatial"), by_path.get(f"{parent}.pointwise")
-        if name not in ("spatial", "pointwise") or spatial is None or pointwise is None:
-            found[path] = Site(path, (node,), (module,))
+        spatial, pointwise = f"{parent}.spatial", f"{parent}.pointwise"
+        if name not in ("spatial", "pointwise") or not {spatial, pointwise} <= modules.keys():
+            first, *further = ((node,) for node in calls[path])
+            found[path] = Site(path, first, (module,), tuple(further))
         elif name == "spatial":
-            found[parent] = Site(parent, (spatial, pointwise), (module, nodes[pointwise]))
+            pair, *pairs = zip(calls[spatial], calls[pointwise], strict=True)
+            found[parent] = Site(parent, pair, (module, modules[pointwise]), tuple(pairs))
     return found
 
 
@@ -182,6 +203,10 @@ BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 def batch_norm_behind(site: Site) -> nn.Module | None:
-    users = list(site.nodes[-1].users)
-    norm = module_of(users[0]) if len(users) == 1 else None
-    return norm if isinstance(norm, BatchNorm) and norm.running_mean is not None else None
+    """The batch norm that every output of the site goes to, and nothing else does; None where there is none."""
+    behind = {user for call in site.calls for user in call[-1].users}
+    norm = module_of(next(iter(behind), None))
+    if not isinstance(norm, BatchNorm) or norm.running_mean is None or len(behind) != len(site.calls):
+        return None
+    calls = {node for node in site.nodes[0].graph.nodes if module_of(node) is norm}
+    return norm if calls == behind else None

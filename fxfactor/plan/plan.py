@@ -87,7 +87,9 @@ class Plan:
         for name, site in sites(graph).items():
             conv = site.modules[0]
             groups, mid = (conv.groups, conv.out_channels) if site.factorized else (None, None)
-            bits = bits_of(input_quantizer(site.nodes[0]))
+            read = [bits_of(input_quantizer(call[0])) for call in site.calls]
+            # of several quantizers the least: more bits than the layer asked for come from what else reads one
+            bits = min((each for each in read if each is not None), default=None)
             layers[name] = LayerPlan(groups, mid, weight_bits_of(conv), bits)
         return cls(layers, _join_bits(graph))
 

@@ -20,6 +20,7 @@ from torch.fx import GraphModule, Node
 from fxfactor.errors import PreconditionError
 from fxfactor.finn.estimation import estimate_network
 from fxfactor.finn.integer.forms import Form
+from fxfactor.finn.integer.requantizing import WIDEST_SCALE
 from fxfactor.finn.layer_costs import (
     Chain,
     Geometry,
@@ -28,11 +29,13 @@ from fxfactor.finn.layer_costs import (
     cheapest,
     datatype,
     forms_of,
+    multiplication,
     price,
     thresholds,
     total,
 )
 from fxfactor.finn.target import Target
+from fxfactor.finn.ways import MULTIPLICATION, THRESHOLDS
 from fxfactor.graph.dataflow import is_average_pooling, is_join, tensor_inputs
 from fxfactor.graph.questions import Site, is_quantizer, module_of, shape_of, sites
 from fxfactor.passes import Quantize
@@ -48,8 +51,8 @@ from fxfactor.recipe import transform
 SUMMED = ("lut", "bram", "dsp", "uram")
 _MOST_ATTEMPTS = 8
 
-Forms = Mapping[Form, tuple[Chain, ...]]
-"""The hardware layers of one layer, in each form that it can take; "block" where there is but one."""
+Forms = Mapping[str, tuple[Chain, ...]]
+"""The hardware layers of one layer, in each way that it can be built; "block" where there is but one."""
 
 
 def board_limits(budget: Budget, whole: Mapping[str, float], target: Target) -> dict[str, float]:
@@ -176,6 +179,12 @@ class HardwareLayers:
         self.join_bits = join_bits
         self.graph = Pipeline(Quantize(weight_bits=8, activation_bits=8))(graph).graph
         self.originals = sites(graph)
+        shared = next((site for site in self.originals.values() if site.further), None)
+        if shared is not None:
+            raise PreconditionError(
+                f"with a board every layer must be called once, for each call is hardware of its own; {shared.name!r} is "
+                f"called {len(shared.calls)} times: search without a board, or give each call a layer of its own"
+            )
         self.geometries = {name: _geometry(site) for name, site in self.originals.items()}
         self.spreads: dict[tuple[str, int], tuple[float, float]] = {}
         found = sites(self.graph)
@@ -197,21 +206,19 @@ class HardwareLayers:
         signed = _is_signed(node)
         entering = self._width_before(node, weight_bits, bits)
         if entering is not None and self.before[node] == name:
-            yield {"block": (_thresholds(shape_of(node)[1], shape_of(node)[2:], entering, bits, signed),)}
+            yield _quantizer(shape_of(node)[1], shape_of(node)[2:], entering, bits, signed)
         first = whole
         if shape.groups is not None:
             first, whole = _factors(whole, shape)
             middle = self._width(name, first, weight_bits, bits, signed)
             yield _in_all_forms(first, weight_bits, datatype(bits, signed), middle)
-            yield {"block": (_thresholds(first.out_channels, first.out_size, middle, bits, True),)}
+            yield _quantizer(first.out_channels, first.out_size, middle, bits, True)
             signed = True
         width = self._width(name, whole, weight_bits, bits, signed)
         yield _in_all_forms(whole, weight_bits, datatype(bits, signed), width)
         for behind in self.after.get(name, ()):
             shape_behind = shape_of(behind)
-            yield {
-                "block": (_thresholds(shape_behind[1], shape_behind[2:], width, self.join_bits, _is_signed(behind)),)
-            }
+            yield _quantizer(shape_behind[1], shape_behind[2:], width, self.join_bits, _is_signed(behind))
 
     def _width(self, name: str, layer: Geometry, weight_bits: int, bits: int, signed: bool) -> int:
         """Bits of the sums, as FINN makes them just wide enough for the weights at hand (factors: for like weights)."""
@@ -266,13 +273,21 @@ def _in_all_forms(layer: Geometry, weight_bits: int, input_type: str, accumulato
     return {form: tuple(chains(layer, weight_bits, input_type, accumulator_bits, form)) for form in forms}
 
 
-def _thresholds(channels: int, size: tuple[int, ...], width: int, bits: int, signed: bool) -> Chain:
-    """Thresholds, counted in look-up tables.
+def _quantizer(channels: int, size: tuple[int, ...], width: int, bits: int, signed: bool) -> Forms:
+    """Thresholds, or the multiplication that is nearly always exact (`fxfactor.finn.integer.requantizing`).
 
-    FINN reckons with block RAM where they have exactly 9 or 18 bits. How many they have is known to a bit or two only, so
-    no plan shall bet on it.
+    FINN reckons with block RAM for thresholds of exactly 9 or 18 bits. How many they have is known to a bit or two only, so
+    no plan shall bet on it. A multiplication needs scales that tell two neighbours among 2^width integers apart: five bits
+    more than these and biases twice as wide are about what trained networks have.
     """
-    return thresholds(channels, size, width + 1 if width in (9, 18) else width, bits, signed)
+    wider = width + 1 if width in (9, 18) else width
+    scale, shift = min(width + 5, WIDEST_SCALE), width + 10
+    return {
+        THRESHOLDS: (thresholds(channels, size, wider, bits, signed),),
+        MULTIPLICATION: (
+            multiplication(channels, size, datatype(width), datatype(bits, signed), scale, 2 * width, shift),
+        ),
+    }
 
 
 def quantizer_node(layer: Node) -> Node:

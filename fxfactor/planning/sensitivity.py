@@ -127,6 +127,7 @@ class _Sensitivity:
     def __init__(self, graph: GraphModule, space: Space, size: int) -> None:
         self.graph, self.space, self.size = graph, space, size
         self.sites = sites(graph)
+        self.calls = [(name, node) for name, site in self.sites.items() for (node,) in site.calls]
         self.factors: dict[str, dict[Shape, Factors]] = {name: {} for name in self.sites}
         self.histograms: dict[tuple[str, Shape], Histogram] = {}
         self.limits: dict[tuple[str, Shape, Bits], tuple[float, bool]] = {}
@@ -144,23 +145,24 @@ class _Sensitivity:
         for part in images[:_HISTOGRAM_IMAGES].split(self.size):
             taps = self._run(part)
             for name, site in self.sites.items():
-                x = taps.inputs[site.nodes[0]]
                 for shape in self.space.shapes[name]:
-                    seen = x if shape.groups is None else self._spatial(name, shape, x)
-                    self.histograms.setdefault((name, shape), Histogram()).add(seen)
+                    for (node,) in site.calls:
+                        x = taps.inputs[node]
+                        seen = x if shape.groups is None else self._spatial(name, shape, x)
+                        self.histograms.setdefault((name, shape), Histogram()).add(seen)
 
     def _moments(self, images: Tensor, splits: Mapping[str, Site]) -> dict[str, PatchMoments]:
         moments: dict[str, PatchMoments] = {}
         for part in track(images.split(self.size), "collecting statistics"):
             taps = self._run(part)
             for name, site in splits.items():
-                node = site.nodes[0]
-                for new in moments_of(taps.inputs[node], taps.outputs[node], site.modules[0]):
-                    moments[name] = moments[name] + new if name in moments else new
+                for (node,) in site.calls:
+                    for new in moments_of(taps.inputs[node], taps.outputs[node], site.modules[0]):
+                        moments[name] = moments[name] + new if name in moments else new
         return moments
 
     def _run(self, images: Tensor) -> _Taps:
-        source = {site.nodes[0]: site.nodes[0].all_input_nodes[0] for site in self.sites.values()}
+        source = {node: node.all_input_nodes[0] for _, node in self.calls}
         result, values = record(self.graph, (images,), {*source, *source.values()})
         return _Taps({node: values[x].detach() for node, x in source.items()}, {n: values[n] for n in source}, result)
 
@@ -175,13 +177,13 @@ class _Sensitivity:
             part = part.clone().requires_grad_(True)
             with torch.enable_grad():
                 taps = self._run(part)
-                outputs = [taps.outputs[site.nodes[0]] for site in self.sites.values()]
+                outputs = [taps.outputs[node] for _, node in self.calls]
                 gradients = gradients_of(taps.result, outputs, generator)
-            for (name, site), y, g in zip(self.sites.items(), outputs, gradients, strict=True):
-                y = y.detach()
+            for (name, node), y, g in zip(self.calls, outputs, gradients, strict=True):
+                site, y = self.sites[name], y.detach()
                 spread[name] += (y - y.mean(0, keepdim=True)).square().sum(dtype=torch.float64).cpu()
                 with torch.no_grad():
-                    for table, key, delta in self._changes(name, site, taps.inputs[site.nodes[0]], y):
+                    for table, key, delta in self._changes(name, site, taps.inputs[node], y):
                         values = getattr(sums[name], table)
                         values[key] = values.get(key, 0) + both_measures(delta, g).cpu()
         for name, errors in sums.items():

@@ -128,14 +128,22 @@ def space_of(
 
 
 def sharing(graph: GraphModule) -> dict[str, str]:
-    """For every site a name for the quantizer it would read from, as `passes.Quantize` places them."""
+    """For every site a name for the quantizer it would read from, as `passes.Quantize` places them.
+
+    A site with several calls reads from several: all that read from any of them have one name.
+    """
+    import networkx
+
     quantized = Pipeline(Quantize(weight_bits=8, activation_bits=8))(graph).graph
     names = {module: name for name, module in quantized.named_modules()}
-    found = {}
+    found: dict[str, str] = {}
+    together = networkx.Graph()
     for name, site in sites(quantized).items():
-        quantizer = input_quantizer(site.nodes[0])
-        found[name] = name if quantizer is None else names[quantizer]
-    return found
+        read = [quantizer for call in site.calls if (quantizer := input_quantizer(call[0])) is not None]
+        found[name] = names[read[0]] if read else name
+        networkx.add_path(together, (names[quantizer] for quantizer in read))
+    one = {name: min(component) for component in networkx.connected_components(together) for name in component}
+    return {site: one.get(name, name) for site, name in found.items()}
 
 
 def _bits(given: Sequence[Bits] | None, both: Sequence[Bits], what: str) -> tuple[Bits, ...]:

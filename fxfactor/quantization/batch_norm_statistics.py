@@ -160,9 +160,10 @@ def _normalised(norm: nn.Module, channels: int) -> ChannelStatistics:
 def _correct_factors(graph: GraphModule, moments: dict[Node, ChannelStatistics]) -> None:
     """Between the factors no batch norm stands, but one behind them knows by how much independence was wrong."""
     for site in sites(graph).values():
-        behind = module_of(next(iter(site.nodes[-1].users), None))
-        if not site.factorized or not isinstance(behind, nn.modules.batchnorm._BatchNorm) or behind.running_var is None:
-            continue
-        spatial, pointwise = (moments[node] for node in site.nodes)
-        ratio = float(behind.running_var.double().mean() / pointwise.variance.mean().clamp_min(1e-30))
-        moments[site.nodes[0]] = ChannelStatistics(spatial.mean, spatial.variance * min(max(ratio, 0.01), 100.0))
+        for first, *rest in site.calls:
+            behind = module_of(next(iter(rest[-1].users), None)) if rest else None
+            if not isinstance(behind, nn.modules.batchnorm._BatchNorm) or behind.running_var is None:
+                continue
+            spatial, pointwise = moments[first], moments[rest[-1]]
+            ratio = float(behind.running_var.double().mean() / pointwise.variance.mean().clamp_min(1e-30))
+            moments[first] = ChannelStatistics(spatial.mean, spatial.variance * min(max(ratio, 0.01), 100.0))

@@ -13,7 +13,7 @@ from the largest weight, gives back the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -76,7 +76,10 @@ def round_weights(
     PreconditionError without images and without quantized layers.
     """
     images = images_of(batches, "rounding")
-    todo = [(node, layer) for node, layer in layers(qmodel) if _can_round(layer)]
+    todo: dict[nn.Module, list[Node]] = {}
+    for node, layer in layers(qmodel):
+        if _can_round(layer):
+            todo.setdefault(layer, []).append(node)
     if not todo:
         raise PreconditionError(
             "rounding needs Brevitas convolutions or linear layers, found none; quantize first, with bits= or passes.Quantize"
@@ -85,19 +88,22 @@ def round_weights(
     walks = Lockstep(original, images, memory_limit), Lockstep(qmodel, images, memory_limit)
     twins = _twins(sites(original), sites(qmodel))
     with evaluating(qmodel):
-        return [_round_node(node, layer, twins.get(node), walks, ridge) for node, layer in track(todo, "rounding")]
+        return [
+            _round_layer_of(nodes, layer, twins, walks, ridge) for layer, nodes in track(list(todo.items()), "rounding")
+        ]
 
 
 def _can_round(layer: nn.Module) -> bool:
     return is_quantized_layer(layer) and not isinstance(layer, TRANSPOSED)
 
 
-def _twins(before: dict[str, Site], after: dict[str, Site]) -> dict[Node, Site]:
-    """The site of the original whose outputs a layer of the quantized network should have."""
+def _twins(before: dict[str, Site], after: dict[str, Site]) -> dict[Node, tuple[Site, Node]]:
+    """The site and the call in the original whose outputs a layer of the quantized network should have there."""
     return {
-        site.nodes[-1]: before[name]
+        call[-1]: (before[name], wanted[0])
         for name, site in after.items()
         if name in before and not before[name].factorized and _behind(before[name]) == _behind(site)
+        for call, wanted in zip(site.calls, before[name].calls, strict=True)
     }
 
 
@@ -106,28 +112,45 @@ def _behind(site: Site) -> tuple[bool, bool]:
     return site.modules[-1].bias is not None, batch_norm_behind(site) is not None
 
 
-def _round_node(
-    node: Node, layer: nn.Module, twin: Site | None, walks: tuple[Lockstep, Lockstep], ridge: float
+def _round_layer_of(
+    nodes: list[Node],
+    layer: nn.Module,
+    twins: dict[Node, tuple[Site, Node]],
+    walks: tuple[Lockstep, Lockstep],
+    ridge: float,
 ) -> Rounded:
-    walk, target = walks[1], None if twin is None else SumTarget(twin.nodes[0], (node,), walks)
+    """Round a layer for all its calls together."""
     total: PatchMoments | None = None
-    for index in range(len(walk.images)):
-        if target is None:
-            x = walk.input_of(index, node)
-            y = _exact_output(layer, x)
-        else:
-            x, y = target.of(index)
-        for part in _moments_of_layer(x, y, layer):
-            total = part if total is None else total + part
+    for node in nodes:
+        for x, y in _wanted_at(node, layer, twins, walks):
+            for part in _moments_of_layer(x, y, layer):
+                total = part if total is None else total + part
     moments = cast(PatchMoments, total)
-    receiver = receiver_of_shift(Site(str(node.target), (node,), (layer,)))
+    first, *further = ((node,) for node in nodes)
+    site, (twin, _) = Site(str(nodes[0].target), first, (layer,), tuple(further)), twins.get(nodes[0], (None, None))
+    receiver = receiver_of_shift(site)
     about = moments if receiver is not None else moments.about_zero()
     errors = _round_layer(layer, about, ridge)
     if receiver is not None:
         rounded = split_originals(cast(Any, layer).quant_weight().value.double(), len(moments.input_mean))
         shift = moments.output_mean - (rounded @ moments.input_mean.unsqueeze(-1)).squeeze(-1)
         shift_outputs(receiver, receiver if twin is None else receiver_of_shift(twin), shift.flatten())
-    return Rounded(str(node.target), *errors)
+    walks[1].forget_behind(nodes[0])
+    return Rounded(site.name, *errors)
+
+
+def _wanted_at(
+    node: Node, layer: nn.Module, twins: dict[Node, tuple[Site, Node]], walks: tuple[Lockstep, Lockstep]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What enters the layer at one of its calls and what should leave it, batch by batch."""
+    walk = walks[1]
+    if node in twins:
+        target = SumTarget(twins[node][1], (node,), walks)
+        yield from (target.of(index) for index in target.batches)
+        return
+    for index in range(len(walk.images)):
+        x = walk.input_of(index, node)
+        yield x, _exact_output(layer, x)
 
 
 def _exact_output(layer: nn.Module, x: Tensor) -> Tensor:

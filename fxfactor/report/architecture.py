@@ -55,7 +55,8 @@ def _boxes(graph: GraphModule) -> dict[Node, Box]:
     boxes = {node: Box("×".join(map(str, shape_of(node)[1:])), "input") for node in placeholders(graph)}
     kinds: dict[Node, str] = {}
     for site in sites(graph).values():
-        kinds |= dict(zip(site.nodes, ("spatial", "pointwise") if site.factorized else ("dense",), strict=True))
+        names = ("spatial", "pointwise") if site.factorized else ("dense",)
+        kinds |= {node: kind for call in site.calls for node, kind in zip(call, names, strict=True)}
     for node, layer in layers(graph):
         kind = kinds[node] if hasattr(layer, "kernel_size") else "linear"
         boxes[node] = Box(_text(node, layer, kind), kind)

@@ -38,13 +38,24 @@ def test_a_dead_node(graph: GraphModule) -> None:
         check_graph(graph)
 
 
-def test_a_layer_that_is_called_twice(graph: GraphModule) -> None:
+def _call_again(graph: GraphModule, path: str) -> None:
     relu = node(graph, "relu")
     with graph.graph.inserting_after(relu):
-        again = graph.graph.call_module("first", (relu,))
+        again = graph.graph.call_module(path, (relu,))
     relu.replace_all_uses_with(again, delete_user_cb=lambda user: user is not again)
     set_shape(again, relu)
-    with pytest.raises(GraphError, match=r"module 'first' \(Conv2d\) is called by 2 nodes \(first, first_1\)"):
+
+
+def test_a_layer_may_be_called_twice(graph: GraphModule) -> None:
+    _call_again(graph, "first")
+    check_graph(graph)
+
+
+def test_a_module_without_parameters_that_is_called_twice(graph: GraphModule) -> None:
+    _call_again(graph, "relu")
+    with pytest.raises(
+        GraphError, match=r"module 'relu' \(ReLU\), which has no parameters, is called by 2 nodes \(relu, relu"
+    ):
         check_graph(graph)
 
 

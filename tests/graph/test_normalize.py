@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fxfactor import CaptureError, capture
-from fxfactor.graph import convolutions
+from fxfactor.graph import convolutions, layers
 
 
 @pytest.mark.parametrize(
@@ -85,10 +85,13 @@ def test_padded_shortcut_becomes_a_fixed_pointwise_convolution():
     assert difference_in_float64(graph, model, IMAGE) < 1e-12
 
 
-def test_a_module_with_parameters_called_twice_is_refused():
-    model = Lambda(lambda m, x: m.b(m.b(m.a(x))), a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(4, 4, 3))
-    with pytest.raises(CaptureError, match=r"'b' \(Conv2d\) is called 2 times.*copy\.deepcopy\(model\.b\)"):
-        capture(model)
+def test_a_module_at_two_paths_is_called_by_the_first():
+    model = Lambda(lambda m, x: m.c(m.b(m.a(x))), a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(4, 4, 3))
+    model.c = model.b
+    graph = capture(model)
+    assert [node.target for node, _ in layers(graph)] == ["a", "b", "b"]
+    assert [*graph.state_dict()] == ["a.weight", "a.bias", "b.weight", "b.bias"]
+    assert difference_in_float64(graph, model, IMAGE) < 1e-12
 
 
 def test_a_parameter_in_two_modules_is_refused():
@@ -98,7 +101,27 @@ def test_a_parameter_in_two_modules_is_refused():
         capture(model)
 
 
-def test_a_weight_used_twice_as_a_function_is_refused():
+def test_a_weight_used_twice_as_a_function_is_one_layer():
     model = Lambda(lambda m, x: F.conv2d(F.conv2d(x, m.a.weight), m.a.weight), a=nn.Conv2d(4, 4, 3))
-    with pytest.raises(CaptureError, match=r"'a' \(Conv2d\) is called 2 times"):
+    graph = capture(model, torch.randn(1, 4, 16, 16))
+    assert [node.target for node, _ in layers(graph)] == ["a", "a"]
+    assert difference_in_float64(graph, model, (1, 4, 16, 16)) < 1e-12
+
+
+def test_a_weight_used_with_two_strides_is_refused():
+    model = Lambda(lambda m, x: F.conv2d(F.conv2d(x, m.a.weight), m.a.weight, stride=2), a=nn.Conv2d(4, 4, 3))
+    with pytest.raises(CaptureError, match="are the same tensor"):
         capture(model, torch.randn(1, 4, 16, 16))
+
+
+def test_a_weight_computed_twice_the_same_way_is_one_layer():
+    def forward(m, x):
+        for _ in range(2):
+            x = F.conv2d(x, m.a.weight / m.a.weight.std(), groups=x.shape[1] // 4)
+        return F.conv2d(x, m.a.weight * m.a.weight.std())
+
+    model = Lambda(forward, a=nn.Conv2d(4, 4, 3)).double()
+    graph = capture(model, torch.randn(1, 4, 16, 16, dtype=torch.float64))
+    first, second, other = (node.target for node, _ in layers(graph))
+    assert first == second != other
+    assert difference_in_float64(graph, model, (1, 4, 16, 16)) < 1e-12
