@@ -36,12 +36,13 @@ from torch import nn
 from torchvision import models
 
 import fxfactor
+from fxfactor.cli.options import parse_limits
 
-BOARDS = ("Pynq-Z2", "ZCU104")
+BOARDS = ("ZCU104", "KV260_SOM", "Pynq-Z2")
+RESOURCES = ("lut", "bram18", "dsp", "uram")
 LEVELS: tuple[Any, ...] = (0, 1, 3, "depthwise")
 TARGETS = {"resnet20": 2000, "mobilenet_v2": 32}
-"""Frames per second that the table asks FINN for first; then four times as many, or as few, until they just fit."""
-FACTOR, SLOWEST = 4, 32
+"""Frames per second that the table asks for."""
 console = Console(width=160)
 
 
@@ -195,42 +196,30 @@ def compare_times(options: argparse.Namespace) -> None:
 # ---- level × bits × board ----
 
 
-def fastest(file: Path, board: str, target: int, cache: Path) -> tuple[int, Any]:
-    """The target that fits the board and its estimate: from `target` on four times as much, or as little, at a time.
-
-    By FINN's own rule of folding, which knows no board. Where nothing fits, the estimate for the smallest target tried.
-    """
-
-    def ask(fps: int) -> Any:
-        return fxfactor.finn.estimate(file, board=board, target_fps=fps, folding="finn", cache=cache)
-
-    result = ask(target)
-    while not result.fits and target > SLOWEST:
-        target //= FACTOR
-        result = ask(target)
-    while result.fits and result.fps >= target:
-        faster = ask(target * FACTOR)
-        if not faster.fits or faster.fps <= result.fps:
-            break
-        target, result = target * FACTOR, faster
-    return target, result
-
-
 def costs(name: str, options: argparse.Namespace, folder: Path) -> Iterator[list[str]]:
-    """A row of the table for every level, bit width and board."""
+    """A row of the table for every level, bit width, board and target: our figures, FINN's own in brackets."""
     model, images = network(name, 224)
-    for level in options.level:
-        for bits in options.bits:
-            file = written(model, images, level, bits, folder)
-            for board in BOARDS:
-                target, result = fastest(file, board, TARGETS[name], folder / "cache")
-                names = ("lut", "bram18", "dsp")
-                cells = [f"{getattr(result.total, key):,} ({100 * result.shares[key]:.0f} %)" for key in names]
-                yield [board, str(level), str(bits), *cells, f"{result.fps:,.0f}", str(target), str(result.fits)]
+    for level, bits in itertools.product(options.level, options.bits):
+        file = written(model, images, level, bits, folder)
+        for board, target in itertools.product(options.boards, options.fps or (TARGETS[name],)):
+            row = [str(level), str(bits), board, str(target)]
+            try:
+                found = fxfactor.finn.estimate(file, board, target, requant=options.requant, cache=folder / "cache")
+            except fxfactor.InfeasibleError as error:
+                yield [*row, why_not(error), *[""] * len(RESOURCES)]
+                continue
+            cells = [f"{getattr(found.total, key):,} ({getattr(found.finn_total, key):,})" for key in RESOURCES]
+            yield [*row, f"{found.fps:,.0f}", *cells]
+
+
+def why_not(error: fxfactor.InfeasibleError) -> str:
+    """The part of the message that says what binds."""
+    required, _, found = str(error).partition("; found: ")
+    return f"{required.removeprefix('required: ').partition(' for ')[0]}; {found.partition(';')[0]}"
 
 
 def show_costs(options: argparse.Namespace) -> None:
-    columns = ["board", "level", "bits", "LUT", "BRAM18", "DSP", "frames/s", "asked for", "fits"]
+    columns = ["level", "bits", "board", "asked for", "frames/s", "LUT", "BRAM18", "DSP", "URAM"]
     for name in options.network:
         print(f"\n{name}, 200 MHz\n")
         print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
@@ -284,24 +273,27 @@ FORMS_TRIED = (
 
 
 def show_forms(options: argparse.Namespace) -> None:
-    """LUT, BRAM18 and DSP of each form at two speeds, by our prices and our folding."""
+    """LUT, BRAM18 and DSP of each form at two speeds: our figures, in brackets FINN's own for the same folding."""
     from fxfactor.finn.layer_costs import price, total
     from fxfactor.finn.target import Target
 
     limits = (100_000, 20_000)
-    print("64 → 64, 3 × 3, on 16 × 16, ZCU104; LUT / BRAM18 / DSP (cycles)\n")
+    print(f"64 → 64, 3 × 3, on 16 × 16, ZCU104 with limits {options.limit}; LUT / BRAM18 / DSP (FINN's), cycles\n")
     print("| bits | form | groups | width | " + " | ".join(f"≤ {limit:,} cycles" for limit in limits) + " |")
     print("|---|---|---|---|---|---|")
     for bits in options.bits:
         rows = {row: layers_of(*row, bits) for row in FORMS_TRIED}
         cells: dict[Any, list[str]] = {row: [] for row in rows}
         for limit in limits:
-            target = Target("ZCU104", target_fps=round(200_000_000 / limit))
+            target = Target("ZCU104", target_fps=round(200_000_000 / limit), limits=options.limit)
             prices = price([chain for wanted in rows.values() for chain in wanted], target)
             for row, wanted in rows.items():
                 found = total(wanted, prices)
-                figures = " / ".join(f"{found[name]:,.0f}" for name in ("lut", "bram", "dsp"))
-                cells[row].append(f"{figures} ({found['cycles']:,.0f})")
+                ours, finns = (
+                    " / ".join(f"{found[whose + name]:,.0f}" for name in ("lut", "bram", "dsp"))
+                    for whose in ("", "finn_")
+                )
+                cells[row].append(f"{ours} ({finns}), {found['cycles']:,.0f}")
         for (form, groups, width), found in cells.items():
             print(f"| {bits} | {form} | {groups} | {width} | {' | '.join(found)} |", flush=True)
 
@@ -319,23 +311,29 @@ def foldings(options: argparse.Namespace, folder: Path) -> Iterator[list[str]]:
             except fxfactor.FxfactorError as error:
                 yield [str(level), f"{width:g}", "", "", f"refused: {str(error).splitlines()[0][:100]}", *[""] * 8]
                 continue
-            for target, rule in itertools.product(options.fps, ("finn", "fxfactor")):
+            for target, rule in itertools.product(options.fps or (2000, 10000), ("finn", "fxfactor")):
                 if (target, rule) != ("max", "finn"):
                     yield [str(level), f"{width:g}", str(target), rule, *_figures(file, options, target, rule, folder)]
 
 
 def _figures(file: Path, options: argparse.Namespace, target: Any, rule: Any, folder: Path) -> list[str]:
+    place: dict[str, Any] = {
+        "clock_ns": options.clock_ns,
+        "limits": options.limit,
+        "requant": options.requant,
+        "cache": folder / "cache",
+    }
     try:
-        found = fxfactor.finn.estimate(file, options.board, target, folding=rule, cache=folder / "cache")
-    except fxfactor.FinnError as error:
-        return [str(error).partition("found: ")[2].partition(";")[0], *[""] * 8]
-    names = ("lut", "bram18", "dsp", "uram")
-    ours, finns = ([f"{getattr(each, name):,}" for name in names] for each in (found.total, found.finn_total))
+        found = fxfactor.finn.estimate(file, options.board, target, folding=rule, **place)
+    except fxfactor.InfeasibleError as error:
+        return [why_not(error), *[""] * 8]
+    ours, finns = ([f"{getattr(each, name):,}" for name in RESOURCES] for each in (found.total, found.finn_total))
     return [f"{found.fps:,.0f}", *ours, *finns]
 
 
 def show_foldings(options: argparse.Namespace) -> None:
-    print(f"\nResNet-20, 32 × 32, {options.bits[0]} bits, {options.board}, 200 MHz\n")
+    where = f"{options.board}, {1000 / options.clock_ns:.0f} MHz, limits {options.limit}"
+    print(f"\nResNet-20, 32 × 32, {options.bits[0]} bits, {where}\n")
     names = ("LUT", "BRAM18", "DSP", "URAM")
     columns = ["level", "width", "asked for", "folding", "frames/s", *names, *(f"FINN's {name}" for name in names)]
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
@@ -357,14 +355,28 @@ def main() -> None:
     parser.add_argument("--bits", nargs="+", type=int)
     parser.add_argument("--width", nargs="+", type=float, default=[1, 2], help="of the factors, for folding")
     parser.add_argument(
-        "--fps", nargs="+", type=lambda text: int(text) if text.isdigit() else text, default=[2000, 10000]
+        "--fps",
+        nargs="+",
+        type=lambda text: int(text) if text.isdigit() else text,
+        help="or max; for table and folding",
     )
+    parser.add_argument("--boards", nargs="+", default=BOARDS, help="for table")
     parser.add_argument("--board", default="ZCU104", help="for folding")
+    parser.add_argument("--clock-ns", type=float, default=5.0, help="for folding")
+    parser.add_argument(
+        "--limit", nargs="+", metavar="NAME=N", help="for folding and forms: the most of the board that may be used"
+    )
+    parser.add_argument(
+        "--requant",
+        action=argparse.BooleanOptionalAction,
+        help="for folding and table: quantizers as multiplications wherever they can be, or never; by cost if not given",
+    )
     parser.add_argument("--repeats", type=int, default=1)
     options = parser.parse_args()
     levels = {"time": [0], "folding": [0, 1, 2, 3, "depthwise"]}
     options.level = options.level or levels.get(options.what, list(LEVELS))
     options.bits = options.bits or {"table": [2, 4, 8], "forms": [4, 2]}.get(options.what, [4])
+    options.limit = parse_limits(options.limit)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from fxfactor.analysis.cost import cost
     from fxfactor.analysis.distributions import distributions
     from fxfactor.analysis.summary import summary
-    from fxfactor.errors import CaptureError, ExportError, FinnError, FxfactorError, GraphError, PreconditionError
+    from fxfactor.errors import (
+        CaptureError,
+        ExportError,
+        FinnError,
+        FxfactorError,
+        GraphError,
+        InfeasibleError,
+        PreconditionError,
+    )
     from fxfactor.exploration.explore import explore
     from fxfactor.exploration.result import Exploration
     from fxfactor.graph.capture import capture
@@ -39,7 +47,15 @@ _HOMES = {
     "analysis.cost": ("cost",),
     "analysis.distributions": ("distributions",),
     "analysis.summary": ("summary",),
-    "errors": ("CaptureError", "ExportError", "FinnError", "FxfactorError", "GraphError", "PreconditionError"),
+    "errors": (
+        "CaptureError",
+        "ExportError",
+        "FinnError",
+        "FxfactorError",
+        "GraphError",
+        "InfeasibleError",
+        "PreconditionError",
+    ),
     "exploration.explore": ("explore",),
     "exploration.result": ("Exploration",),
     "graph.capture": ("capture",),
@@ -76,6 +92,7 @@ __all__ = [
     "FinnError",
     "FxfactorError",
     "GraphError",
+    "InfeasibleError",
     "LayerPlan",
     "Pass",
     "PassResult",

@@ -25,3 +25,7 @@ class ExportError(FxfactorError):
 
 class FinnError(FxfactorError):
     """FINN is missing, refused the model, or stopped."""
+
+
+class InfeasibleError(FinnError):
+    """No folding is fast enough, or none fits the board."""

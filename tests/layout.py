@@ -59,6 +59,18 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
         "tests/finn/test_grouped.py tests/finn/test_prepare.py",
         "needs finn-plus, and is loaded by the worker",
     ),
+    "fxfactor/finn/process/integer_requant.py": (
+        "tests/finn/test_requantizing.py",
+        "needs finn-plus, and is loaded by the worker",
+    ),
+    "fxfactor/finn/process/unequal_splits.py": (
+        "tests/finn/test_prepare.py tests/finn/test_other_networks.py",
+        "needs finn-plus, and is loaded by the worker",
+    ),
+    "fxfactor/finn/integer/channels.py": ("tests/finn/test_other_networks.py", "with other kinds of networks"),
+    "fxfactor/finn/integer/one_dimension.py": ("tests/finn/test_other_networks.py", "with other kinds of networks"),
+    "fxfactor/finn/integer/resampling.py": ("tests/finn/test_other_networks.py", "with other kinds of networks"),
+    "fxfactor/finn/ways.py": ("tests/finn/test_requantizing.py tests/finn/test_grouped.py", "the choice of both"),
     "fxfactor/finn/layer_costs.py": ("tests/finn/test_costs.py", "the tests speak of costs"),
     "fxfactor/finn/preparation.py": ("tests/finn/test_prepare.py", "the function is called prepare"),
     "fxfactor/finn/result.py": ("tests/finn/test_runner.py", "what estimate answers"),
@@ -87,7 +99,7 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     },
     **{
         f"fxfactor/finn/process/{name}.py": _RUNNER
-        for name in ("cache", "cost_worker", "fast_lookups", "load", "start", "worker")
+        for name in ("cache", "cost_worker", "fast_lookups", "load", "stand_ins", "start", "worker")
     },
     **{
         f"fxfactor/finn/process/folding/{name}.py": _FOLDING

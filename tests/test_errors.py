@@ -20,6 +20,7 @@ def test_all_errors_are_ours():
         "GraphError",
         "ExportError",
         "FinnError",
+        "InfeasibleError",
     }
     assert all(issubclass(kind, fxfactor.FxfactorError) for kind in TYPES)
 

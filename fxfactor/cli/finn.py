@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from fxfactor.cli.options import BOARD, ClockNs, Python
+from fxfactor.cli.options import BOARD, ClockNs, Limit, Python, parse_limits
 from fxfactor.cli.output import Json, command, show_json
 
 app = typer.Typer(help="From a QONNX file to what it costs on an FPGA.", no_args_is_help=True)
@@ -18,6 +18,12 @@ app = typer.Typer(help="From a QONNX file to what it costs on an FPGA.", no_args
 File = Annotated[Path, typer.Argument(help="QONNX file that `fxfactor export --target finn` wrote")]
 Grouped = Annotated[
     str | None, typer.Option(help="Grouped convolutions as block, split or branches; the cheapest of each if not given")
+]
+Requant = Annotated[
+    bool | None,
+    typer.Option(
+        help="Quantizers as one multiplication wherever it is exact, or never; the cheapest of each if not given"
+    ),
 ]
 Verify = Annotated[Path | None, typer.Option(help='.npz file with images "x" and the network\'s outputs "y" on them')]
 Frames = Annotated[str, typer.Option(help='Frames per second to fold for, or "max": the fastest that fits the board')]
@@ -49,7 +55,9 @@ def estimate(
     board: Annotated[str, BOARD] = "ZCU104",
     target_fps: Frames = "1000",
     clock_ns: ClockNs = 5.0,
+    limit: Limit = None,
     grouped: Grouped = None,
+    requant: Requant = None,
     folding: Folding = "fxfactor",
     verify: Verify = None,
     python: Python = None,
@@ -60,8 +68,13 @@ def estimate(
     """Resources, cycles and frames per second of FILE on a board, by our estimates and FINN's own (no Vivado)."""
     from fxfactor.finn.estimation import estimate as run
 
-    options: dict[str, Any] = {"grouped": grouped, "folding": folding, "verify": verify}
-    options |= {"python": python, "timeout_s": timeout_s, "cache": cache}
+    options: dict[str, Any] = {
+        "limits": parse_limits(limit),
+        "grouped": grouped,
+        "requant": requant,
+        "folding": folding,
+    }
+    options |= {"verify": verify, "python": python, "timeout_s": timeout_s, "cache": cache}
     result = _watched(run, file, board, _frames(target_fps), clock_ns, **options)
     if as_json:
         print(result.to_json())
@@ -77,7 +90,9 @@ def prepare(
     board: Annotated[str, BOARD] = "ZCU104",
     target_fps: Frames = "1000",
     clock_ns: ClockNs = 5.0,
+    limit: Limit = None,
     grouped: Grouped = None,
+    requant: Requant = None,
     folding: Folding = "fxfactor",
     verify: Verify = None,
     python: Python = None,
@@ -87,8 +102,13 @@ def prepare(
     """Write FOLDER: model, build configurations for FINN and FINN+, folding, sample input and output, HLS and RTL sources."""
     from fxfactor.finn.preparation import prepare as run
 
-    options: dict[str, Any] = {"grouped": grouped, "folding": folding, "verify": verify}
-    options |= {"python": python, "timeout_s": timeout_s, "cache": cache}
+    options: dict[str, Any] = {
+        "limits": parse_limits(limit),
+        "grouped": grouped,
+        "requant": requant,
+        "folding": folding,
+    }
+    options |= {"verify": verify, "python": python, "timeout_s": timeout_s, "cache": cache}
     result = _watched(run, folder, file, board, _frames(target_fps), clock_ns, **options)
     Console().print(f"{result.folder}: sources of {result.generated} layers; read README.md there.")
 
@@ -101,7 +121,9 @@ def simulate(
     target_fps: Frames = "1000",
     clock_ns: ClockNs = 5.0,
     fifo_depth: Annotated[int | None, typer.Option(help="Words in every FIFO. None: as many as are needed.")] = None,
+    limit: Limit = None,
     grouped: Grouped = None,
+    requant: Requant = None,
     folding: Folding = "fxfactor",
     output: Annotated[Path | None, typer.Option(help="File for the result as JSON")] = None,
     python: Python = None,
@@ -113,7 +135,15 @@ def simulate(
     from fxfactor.finn.process.load import load_array
     from fxfactor.finn.simulation.flow import simulate as run
 
-    shared = {"grouped": grouped, "folding": folding, "python": python, "timeout_s": timeout_s, "cache": cache}
+    shared = {
+        "limits": parse_limits(limit),
+        "grouped": grouped,
+        "requant": requant,
+        "folding": folding,
+        "python": python,
+        "timeout_s": timeout_s,
+        "cache": cache,
+    }
     result = _watched(
         run, file, load_array(images), board, _frames(target_fps), clock_ns, fifo_depths=fifo_depth, **shared
     )

@@ -241,3 +241,20 @@ Python = Annotated[
     Path | None,
     typer.Option(help="Interpreter of an environment with finn-plus, this one if not given.", metavar="FILE"),
 ]
+Limit = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=N", help="The most of the board that may be used: lut, bram18, dsp or uram; may be repeated."
+    ),
+]
+
+
+def parse_limits(words: list[str] | None) -> dict[str, int] | None:
+    """`["lut=65000", "dsp=636"]` as a mapping; what the names and numbers may be, `fxfactor.finn.target.Target` says."""
+    found = {}
+    for word in words or ():
+        name, _, count = word.partition("=")
+        if not count.replace("_", "").isdecimal():
+            raise typer.BadParameter(f"--limit: NAME=N is required, such as lut=65000; found {word!r}")
+        found[name] = int(count)
+    return found or None

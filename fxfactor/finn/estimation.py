@@ -4,37 +4,43 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import GraphModule
 
-from fxfactor.errors import FinnError
+from fxfactor.errors import FinnError, InfeasibleError
 from fxfactor.files import private_folder
 from fxfactor.finn.boards import Resources, notes
-from fxfactor.finn.grouped import check_form, choose_forms, chooser, in_order
-from fxfactor.finn.integer.execute import execute
-from fxfactor.finn.integer.forms import Form
+from fxfactor.finn.grouped import check_form
+from fxfactor.finn.integer.execute import execute_all
+from fxfactor.finn.integer.forms import Choices, Form
 from fxfactor.finn.process.cache import default_cache, publish, sweep
-from fxfactor.finn.process.load import IntegerNetwork, load_images, load_integers
+from fxfactor.finn.process.load import IntegerNetwork, channels_last, load_images, load_integers
 from fxfactor.finn.process.start import WORKER, events, explain
 from fxfactor.finn.process.worker import VERSION
 from fxfactor.finn.result import CONVERTERS, FIFOS, Estimate, GroupedForm, HardwareLayer, Step
-from fxfactor.finn.target import Folding, Frames, Target
+from fxfactor.finn.target import Folding, Frames, Limits, Target
+from fxfactor.finn.ways import Ways, choose_ways, in_order
 from fxfactor.storage.qonnx import export
 
 UNITS = {"lut": "LUTs", "bram18": "18 kbit block RAMs", "dsp": "DSP slices", "uram": "UltraRAMs"}
 
 FORMAT = 2
 """Part of the cache key: raise it when the worker's steps change."""
+
+SPEEDS = (64, 16, 4, 1)
+"""Cycles per pixel of the largest layer with a choice: for the fastest network, what is cheapest at these is tried."""
 
 Progress = Callable[[str], None]
 
@@ -45,7 +51,9 @@ def estimate(
     target_fps: Frames = 1000,
     clock_ns: float = 5.0,
     *,
+    limits: Limits | None = None,
     grouped: Form | None = None,
+    requant: bool | None = None,
     folding: Folding = "fxfactor",
     verify: Any = None,
     images_per_step: int = 1,
@@ -66,27 +74,31 @@ def estimate(
     `folding="fxfactor"` chooses parallelism and memory of all layers together: fast enough for `target_fps`, within what the
     board has by our figures, and the least sum of shares of it; `target_fps="max"` takes the fastest that fits.
     `folding="finn"` is FINN's own rule, layer by layer, which knows nothing of the board.
+    `limits`: the most of it that may be used, such as `{"lut": 65_000, "dsp": 636}` (`bram18`, `uram`), where the board is
+    shared with other logic.
 
     `grouped`: how a grouped convolution is built: "block" (one matrix unit for all groups, a hardware layer of fxfactor's own
     with FINN's RTL), "split" (a matrix unit for each group behind one window generator) or "branches" (a convolution for each
     group; FINN's depthwise units for depthwise ones). None takes the cheapest for each layer on this board, by our estimates;
-    `Estimate.grouped` says which and why.
+    `Estimate.grouped` says which and why. `requant`: whether a quantizer is one multiplication (a hardware layer of fxfactor's
+    own) in place of thresholds, where that gives the same integers exactly: None decides by cost for each, False never, True
+    wherever it can be. With `target_fps="max"` what is cheapest at several speeds is tried, and the fastest network is taken.
 
     `verify=(images, outputs)`, or an .npz file with "x" and "y": the network in integers is compared with these outputs of
     PyTorch on all images (largest difference / largest output at most `tolerance`). FINN's graph is then executed after
     every step on `images_per_step` of them, and at the end on all; the integers must be the same. Give the outputs of
     `fxfactor.finn.reference(qmodel, images)`: in float32 the order of a sum can tip a value that lies next to a rounding
-    threshold. Without `verify` one random image is executed at the end.
+    threshold. Of a network with several outputs give a tuple of them. Without `verify` one random image is executed at the end.
 
     `clock_ns` is the clock period in nanoseconds. `python` is the interpreter of an environment with finn-plus, this one
     if not given. Models are kept in `cache`, so that another target or clock on the same board repeats only folding.
 
-    Raises FinnError where a rule is broken, no folding is fast enough or fits the board (it names the layer, or the resource
-    that binds and the least it needs), FINN is missing or of another version, a step fails or changes the result,
-    `timeout_s` seconds pass, or the process dies. Nothing is left behind then.
+    Raises InfeasibleError where no folding is fast enough or fits the board (it names the layer, or the resource that binds and
+    the least it needs), FinnError where a rule is broken, FINN is missing or of another version, a step fails or changes the
+    result, `timeout_s` seconds pass, or the process dies. Nothing is left behind then.
     """
-    target = Target(board, clock_ns, target_fps, python)
-    options: Any = {"grouped": grouped, "folding": folding}
+    target = Target(board, clock_ns, target_fps, python, limits)
+    options: Any = {"grouped": grouped, "requant": requant, "folding": folding}
     job = Job(Path(file), target, verify, images_per_step, tolerance, timeout_s, cache, progress, **options)
     with job.folder() as folder:
         return job.run(folder).estimate()
@@ -152,6 +164,10 @@ class Job:
     generate: bool = False
     """Whether FINN's code generation runs at the end."""
     grouped: Form | None = None
+    requant: bool | None = None
+    """Whether quantizers are multiplications where they can be; None decides by cost."""
+    ways: Ways | None = None
+    """How grouped convolutions and quantizers are built, where that is settled."""
     folding: Folding = "fxfactor"
     must_fit: bool = True
     """Whether a network that fits in no folding is an error; else it is folded to the least shares."""
@@ -184,7 +200,11 @@ class Job:
         import onnx
 
         started, folder = time.monotonic(), Path(name)
-        network, forms = self._network()
+        given = load_integers(self.file, Choices(look=self.requant is not False))
+        compared = self._write_images(folder / "images.npz", given)
+        network, forms = self._built(given)
+        if network.notes != given.notes:  # the channels leave in another order
+            compared = self._write_images(folder / "images.npz", network)
         onnx.save(network.model, str(folder / "integers.onnx"))
         request = {
             "board": self.target.board,
@@ -200,7 +220,6 @@ class Job:
             "must_fit": self.must_fit,
             "describe": self.describe,
         }
-        compared = self._write_images(folder / "images.npz", network)
         kept = self.store / self._key(network)
         if kept.is_dir():
             os.utime(kept)
@@ -213,40 +232,69 @@ class Job:
         outcome.seconds = time.monotonic() - started
         return outcome
 
-    def _network(self) -> tuple[IntegerNetwork, tuple[GroupedForm, ...]]:
-        """The network in integers, each grouped convolution in the form that is asked for, or the cheapest."""
-        network = load_integers(self.file)
-        if not network.grouped:
+    def _built(self, network: IntegerNetwork) -> tuple[IntegerNetwork, tuple[GroupedForm, ...]]:
+        """The network with grouped convolutions and quantizers as is asked for, or in the best way."""
+        if not network.grouped and not network.staircases:
             return network, ()
-        forms = choose_forms(network.grouped, self.target, self.grouped)
+        ways = self._ways(network)
         try:
-            return load_integers(self.file, chooser(forms)), tuple(forms.values())
+            return load_integers(self.file, ways.choices), tuple(ways.forms.values())
         except FinnError:
-            if self.grouped is not None:
+            if self.grouped is not None or not network.grouped:
                 raise
-        forms = in_order(network.grouped, forms)
-        return load_integers(self.file, chooser(forms)), tuple(forms.values())
+        ways = in_order(network.grouped, ways)
+        return load_integers(self.file, ways.choices), tuple(ways.forms.values())
+
+    def _ways(self, network: IntegerNetwork) -> Ways:
+        """The ways that are settled, or asked for, or cheapest; of those cheapest at several speeds the fastest."""
+        if self.ways is not None:
+            return self.ways
+
+        def chosen(target: Target) -> Ways:
+            return choose_ways(network.grouped, network.staircases, target, self.grouped, self.requant)
+
+        is_open = (network.grouped and self.grouped is None) or (network.staircases and self.requant is None)
+        if self.target.target_fps != "max" or not is_open:
+            return chosen(self.target)
+        tried: dict[tuple[object, ...], Ways] = {}
+        sizes = [*(layer.size for layer in network.grouped), *(each.size for each in network.staircases)]
+        pixels = max(map(math.prod, sizes))
+        for cycles in SPEEDS:
+            fps = max(1, round(1e9 / self.target.clock_ns / (cycles * pixels)))
+            ways = chosen(replace(self.target, target_fps=fps))
+            tried.setdefault(ways.key, ways)
+        return next(iter(tried.values())) if len(tried) == 1 else max(tried.values(), key=self._speed)
+
+    def _speed(self, ways: Ways) -> tuple[float, float]:
+        """Frames per second in these ways, of equals that with fewer shares of the board; 0 where nothing fits."""
+        job = replace(self, ways=ways, verify=None, generate=False, describe=False)
+        try:
+            with job.folder() as folder:
+                found = job.run(folder).estimate()
+        except InfeasibleError:
+            return 0.0, 0.0
+        assert found.shares is not None
+        return found.fps, -sum(found.shares.values())
 
     def _write_images(self, path: Path, network: IntegerNetwork) -> Step:
         """Integer images and the integers that have to come out; compares those with PyTorch's outputs, if given."""
         note, started = network.notes["input"], time.monotonic()
         if self.verify is None:
             random = np.random.default_rng(0).integers(note["lowest"], note["highest"] + 1, note["shape"])
-            integers = np.moveaxis(random, 1, -1).astype(np.float32)
-            np.savez(path, inputs=integers, outputs=execute(network.model, integers))
+            integers = channels_last(random)
+            _save_images(path, integers, execute_all(network.model, integers))
             return Step("compare with PyTorch", 0.0)
-        images, expected = load_images(self.verify)
+        images, expected = load_images(self.verify, len(network.notes["outputs"]))
         if list(images.shape[1:]) != note["shape"][1:]:
             raise FinnError(f"required: images of shape (N, *{note['shape'][1:]}); found: {images.shape}; see verify=")
         integers = network.to_integers(images)
-        outputs = execute(network.model, integers)
-        np.savez(path, inputs=integers, outputs=outputs)
-        found = network.from_integers(outputs).reshape(len(images), -1)
-        expected = expected.reshape(len(images), -1)
-        if found.shape != expected.shape:
-            raise FinnError(f"required: outputs of shape {found.shape}; found: {expected.shape}; see verify=")
-        difference = float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-30))
-        argmax = float((found.argmax(1) == expected.argmax(1)).mean())
+        outputs = execute_all(network.model, integers)
+        _save_images(path, integers, outputs)
+        differences, equal = zip(
+            *(_compared(network.from_integers(each, index), expected[index]) for index, each in enumerate(outputs)),
+            strict=True,
+        )
+        difference, argmax = max(differences), min(equal)
         if not difference <= self.tolerance:
             raise FinnError(
                 f"the network in integers differs from the outputs given by {difference:.2g} of the largest on "
@@ -286,9 +334,23 @@ class Job:
         elif kind == "layers":
             outcome.layers = event["layers"]
         elif kind == "stop" and event["kind"] == "infeasible":
-            raise FinnError(_infeasible(event, self.target, outcome.network))
+            raise InfeasibleError(_infeasible(event, self.target, outcome.network))
         elif kind == "stop":
             raise FinnError(explain(event))
+
+
+def _save_images(path: Path, images: NDArray[Any], outputs: list[NDArray[Any]]) -> None:
+    arrays: dict[str, Any] = {f"outputs{index}": each for index, each in enumerate(outputs)}
+    np.savez(path, inputs=images, **arrays)
+
+
+def _compared(found: NDArray[Any], expected: NDArray[Any]) -> tuple[float, float]:
+    """Largest difference as a part of the largest output, and the part of images with equal argmax."""
+    found, expected = found.reshape(len(found), -1), expected.reshape(len(expected), -1)
+    if found.shape != expected.shape:
+        raise FinnError(f"required: outputs of shape {found.shape}; found: {expected.shape}; see verify=")
+    difference = float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-30))
+    return difference, float((found.argmax(1) == expected.argmax(1)).mean())
 
 
 def _layers(reports: dict[str, Any], network: IntegerNetwork) -> tuple[HardwareLayer, ...]:

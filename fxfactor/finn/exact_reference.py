@@ -11,15 +11,16 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter
 from torch.nn import functional as F
 
-from fxfactor.graph.questions import is_quantizer
+from fxfactor.graph.questions import TRANSPOSED, is_quantizer
 from fxfactor.quantization.brevitas_layers import is_quantized_layer, is_signed, quantizer_bits
 from fxfactor.quantization.levels import integer_range, round_to_levels
 
 
 @torch.no_grad()
-def reference(qmodel: GraphModule, images: Tensor) -> Tensor:
-    """Outputs (float64) of what `fxfactor.transform` gave, in eval mode, with the scales that PyTorch computes in float32.
+def reference(qmodel: GraphModule, images: Tensor) -> Any:
+    """Outputs (float64; a tuple where there are several) of what `fxfactor.transform` gave, in eval mode.
 
+    Scales are those that PyTorch computes in float32.
     In float32 the order of a sum decides the last bit, and where a value lies next to a rounding threshold that bit decides
     a whole level: on ResNet-50 a few of a million activations per image. Integers know no such noise. So layers and
     activations are evaluated in float64 here, while weights, scales and batch norm parameters keep the float32 values
@@ -27,7 +28,20 @@ def reference(qmodel: GraphModule, images: Tensor) -> Tensor:
     """
     graph = copy.deepcopy(qmodel).eval().cpu().float()
     run = _Float64(graph)
-    return torch.cat([cast(Tensor, run.run(image[None].cpu().double())) for image in images])
+    outputs = [run.run(image[None].cpu().double()) for image in images]
+    if isinstance(outputs[0], Tensor):
+        return torch.cat(outputs)
+    return tuple(torch.cat(each) for each in zip(*outputs, strict=True))
+
+
+_CONVOLVE: dict[type[nn.Module], Any] = {
+    nn.Conv1d: F.conv1d,
+    nn.Conv2d: F.conv2d,
+    nn.Conv3d: F.conv3d,
+    nn.ConvTranspose1d: F.conv_transpose1d,
+    nn.ConvTranspose2d: F.conv_transpose2d,
+    nn.ConvTranspose3d: F.conv_transpose3d,
+}
 
 
 class _Float64(Interpreter):
@@ -60,10 +74,11 @@ def _layer(layer: Any) -> nn.Module:
     bias = None if layer.bias is None else layer.bias.double()
     if isinstance(layer, nn.Linear):
         return _Call(lambda x: F.linear(x, weight, bias))
-    settings = (layer.stride, layer.padding, layer.dilation, layer.groups)
-    convolve = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
-    function = next(function for kind, function in convolve.items() if isinstance(layer, kind))
-    return _Call(lambda x: function(x, weight, bias, *settings))
+    settings = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
+    if isinstance(layer, TRANSPOSED):
+        settings["output_padding"] = layer.output_padding
+    function = next(function for kind, function in _CONVOLVE.items() if isinstance(layer, kind))
+    return _Call(lambda x: function(x, weight, bias, **settings))
 
 
 def _double(module: nn.Module) -> nn.Module:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from fxfactor.errors import FinnError
-from fxfactor.finn.integer.forms import FORMS, Choose, Form, GroupedConvolution
-from fxfactor.finn.layer_costs import Chain, Geometry, Prices, chains, cheapest, price, total
+from fxfactor.finn.integer.forms import FORMS, Form, GroupedConvolution
+from fxfactor.finn.layer_costs import Chain, Geometry, Prices, chains, cheapest, total
 from fxfactor.finn.result import GroupedForm
 from fxfactor.finn.target import Target
 
@@ -34,40 +34,61 @@ def forms_on(board: str, layer: GroupedConvolution) -> tuple[Form, ...]:
     return tuple(form for form in layer.forms if form != "block")
 
 
-def choose_forms(layers: Sequence[GroupedConvolution], target: Target, wanted: Form | None) -> dict[str, GroupedForm]:
+def at_speed(target: Target) -> Target:
+    """The target; where that is as fast as the board allows, one of a speed at which forms can be compared."""
+    if target.target_fps == "max":
+        return replace(target, target_fps=round(1e9 / target.clock_ns / _FAST_CYCLES))
+    return target
+
+
+def chains_to_price(layers: Sequence[GroupedConvolution], target: Target) -> list[Chain]:
+    """All hardware layers whose prices decide: those of layers that have a choice."""
+    return [
+        chain
+        for options in _options(layers, target).values()
+        if len(options) > 1
+        for chosen in options.values()
+        for chain in chosen
+    ]
+
+
+def choose_forms(
+    layers: Sequence[GroupedConvolution], target: Target, wanted: Form | None, prices: Mapping[Chain, Prices]
+) -> dict[str, GroupedForm]:
     """A form for each layer, by the name of its output in the file: the `wanted` one, or the cheapest on the target.
 
-    A depthwise convolution has no form "split": its branches are FINN's depthwise units. Cost: where there is a choice, one
-    process that imports FINN. Raises FinnError where FINN is missing, or a layer has no form on this board.
+    A depthwise convolution has no form "split": its branches are FINN's depthwise units. `prices`: of `chains_to_price`.
+    Raises FinnError where a layer has no form on this board.
     """
-    if target.target_fps == "max":
-        target = replace(target, target_fps=round(1e9 / target.clock_ns / _FAST_CYCLES))
-    possible = {layer.tensor: forms_on(target.board, layer) for layer in layers}
+    options = _options(layers, target)
     for layer in layers:
-        if not possible[layer.tensor]:
+        if not options[layer.tensor]:
             raise FinnError(
                 f"{layer.site}: required on {target.board}: a grouped convolution behind another layer, or weights in narrow "
                 "range; found: one on the network's input; choose a larger board, or a narrow weight quantizer"
             )
-    if wanted is not None:
-        return {layer.tensor: _as_wanted(layer, possible[layer.tensor], wanted, target) for layer in layers}
-    options = {
-        layer.tensor: {form: list(_chains(layer, form)) for form in possible[layer.tensor]}
-        for layer in layers
-        if len(possible[layer.tensor]) > 1
+    return {layer.tensor: _form(layer, options[layer.tensor], target, wanted, prices) for layer in layers}
+
+
+def _options(layers: Sequence[GroupedConvolution], target: Target) -> dict[str, dict[Form, list[Chain]]]:
+    return {
+        layer.tensor: {form: list(_chains(layer, form)) for form in forms_on(target.board, layer)} for layer in layers
     }
-    every: list[Chain] = [chain for forms in options.values() for chosen in forms.values() for chain in chosen]
-    prices = price(every, target) if every else {}
-    found = {}
-    for layer in layers:
-        if layer.tensor not in options:
-            found[layer.tensor] = GroupedForm(
-                layer.site, possible[layer.tensor][0], "the only form that it can take here"
-            )
-            continue
-        sums = {form: total(chosen, prices) for form, chosen in options[layer.tensor].items()}
-        found[layer.tensor] = GroupedForm(layer.site, cheapest(sums, target), _why(sums))
-    return found
+
+
+def _form(
+    layer: GroupedConvolution,
+    options: Mapping[Form, Sequence[Chain]],
+    target: Target,
+    wanted: Form | None,
+    prices: Mapping[Chain, Prices],
+) -> GroupedForm:
+    if wanted is not None:
+        return _as_wanted(layer, tuple(options), wanted, target)
+    if len(options) == 1:
+        return GroupedForm(layer.site, next(iter(options)), "the only form that it can take here")
+    sums = {form: total(chosen, prices) for form, chosen in options.items()}
+    return GroupedForm(layer.site, cheapest(sums, target), _why(sums))
 
 
 def in_order(layers: Sequence[GroupedConvolution], forms: Mapping[str, GroupedForm]) -> dict[str, GroupedForm]:
@@ -78,11 +99,6 @@ def in_order(layers: Sequence[GroupedConvolution], forms: Mapping[str, GroupedFo
             why = f"layers behind it need its channels in their order; by cost: {forms[layer.tensor].why}"
             found[layer.tensor] = GroupedForm(layer.site, "block", why)
     return found
-
-
-def chooser(forms: Mapping[str, GroupedForm]) -> Choose:
-    """What tells the interpretation of a file the forms that were chosen."""
-    return lambda layer: forms[layer.tensor].form
 
 
 def _as_wanted(layer: GroupedConvolution, possible: tuple[Form, ...], wanted: Form, target: Target) -> GroupedForm:

@@ -12,10 +12,10 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fxfactor.errors import FinnError
-from fxfactor.finn.integer.builder import GROUPED
+from fxfactor.finn.integer.builder import GROUPED, REQUANT
 from fxfactor.finn.integer.forms import FORMS, Form
 from fxfactor.finn.process.start import COST_WORKER, events, explain
 from fxfactor.finn.target import Target
@@ -29,8 +29,10 @@ Node = tuple[str, tuple[tuple[str, Any], ...]]
 Chain = tuple[Node, ...]
 """Layers that are folded together: one, or a window generator with the depthwise unit that reads it."""
 
+Way = TypeVar("Way", bound=str)
+
 Prices = dict[str, float]
-"""lut, bram (18 kbit), dsp, uram, and cycles per frame."""
+"""lut, bram (18 kbit), dsp, uram, and cycles per frame; finn_lut and so on: FINN's own figures for the same folding."""
 
 
 @dataclass(frozen=True)
@@ -192,24 +194,24 @@ def forms_of(layer: Geometry) -> tuple[Form, ...]:
     return ("block", "branches") if layer.groups == layer.in_channels else FORMS
 
 
-def cheapest(forms: Mapping[Form, Prices], target: Target) -> Form:
-    """The form that takes the smallest share of the board among those fast enough; the fastest where none is.
+def cheapest(ways: Mapping[Way, Prices], target: Target) -> Way:
+    """The way to build something that takes the smallest share of the board among those fast enough; the fastest where none is.
 
     The share is the sum over LUTs, block RAMs, DSPs and UltraRAMs, each as a part of what the board has.
     """
     there = target.available
     has = {"lut": there.lut, "bram": there.bram18, "dsp": there.dsp, "uram": there.uram}
 
-    def rank(form: Form) -> tuple[float, float]:
-        prices = forms[form]
+    def rank(way: Way) -> tuple[float, float]:
+        prices = ways[way]
         return max(prices["cycles"], target.cycles), sum(prices[name] / count for name, count in has.items() if count)
 
-    return min(forms, key=rank)
+    return min(ways, key=rank)
 
 
 def total(wanted: Sequence[Chain], prices: Mapping[Chain, Prices]) -> Prices:
     """Sums of LUTs, block RAMs, DSPs and UltraRAMs over chains, and the most cycles among them."""
-    sums = {name: sum(prices[chain][name] for chain in wanted) for name in ("lut", "bram", "dsp", "uram")}
+    sums = {name: sum(prices[chain][name] for chain in wanted) for name in prices[wanted[0]] if name != "cycles"}
     return {**sums, "cycles": max(prices[chain]["cycles"] for chain in wanted)}
 
 
@@ -226,6 +228,34 @@ def thresholds(channels: int, size: tuple[int, ...], width: int, bits: int, sign
             outputDataType=datatype(bits, signed),
             numInputVectors=(1, *size),
             numSteps=2**bits - 1,
+        ),
+    )
+
+
+def multiplication(
+    channels: int,
+    size: tuple[int, ...],
+    input_type: str,
+    output_type: str,
+    scale_bits: int,
+    bias_bits: int,
+    shift: int,
+) -> Chain:
+    """The multiplication that does the same as thresholds. `scale_bits` without a sign, `bias_bits` with one."""
+    lowest, highest = integer_range(int(output_type.lstrip("UINT")), not output_type.startswith("U"))
+    return (
+        _node(
+            REQUANT,
+            PE=1,
+            NumChannels=channels,
+            inputDataType=input_type,
+            outputDataType=output_type,
+            numInputVectors=(1, *size),
+            Shift=shift,
+            Lowest=lowest,
+            Highest=highest,
+            ScaleBits=scale_bits,
+            BiasBits=bias_bits,
         ),
     )
 

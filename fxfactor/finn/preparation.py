@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -12,16 +12,17 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from fxfactor.errors import FinnError
 from fxfactor.files import new_folder
 from fxfactor.finn.estimation import Job, Progress
-from fxfactor.finn.integer.builder import GROUPED
+from fxfactor.finn.integer.builder import GROUPED, REQUANT
 from fxfactor.finn.integer.forms import Form
 from fxfactor.finn.process.start import WORKER
 from fxfactor.finn.process.worker import VERSION
 from fxfactor.finn.result import Estimate
-from fxfactor.finn.target import Folding, Frames, Target
+from fxfactor.finn.target import Folding, Frames, Limits, Target
 
 STEPS = (
     "step_convert_to_hw",
@@ -46,8 +47,16 @@ STEPS = (
 UPSTREAM = {"step_minimize_bit_width_initial": None}
 """Step of FINN+ -> what it is called in FINN (Xilinx/finn), None where FINN has no such step."""
 
-GROUPED_MVAU = WORKER.with_name("grouped_mvau.py")
-"""The file of the hardware layer of our own, which needs nothing of fxfactor."""
+OWN_LAYERS = {
+    GROUPED: ("grouped_mvau", "step_register_mvau_grouped", "the hardware layer MVAUGrouped: a grouped convolution as one block, "
+              "with FINN's own RTL"),
+    REQUANT: ("integer_requant", "step_register_integer_requant", "the hardware layer IntegerRequant: a quantizer as one "
+              "multiplication, exactly"),
+}  # fmt: skip
+"""Hardware layer of our own -> its file, which needs nothing of fxfactor, the step that FINN starts with, and what it is."""
+
+SPLITS = ("unequal_splits", "step_take_unequal_splits", "a correction of FINN+: FIFOs behind splits into unequal parts")
+"""The same for what InsertFIFO of FINN+ 1.6.1 cannot do."""
 
 FINN_FOLDER = "$::env(FINN_FOLDER)"
 """How a Tcl script is told where FINN lies."""
@@ -77,7 +86,9 @@ def prepare(
     target_fps: Frames = 1000,
     clock_ns: float = 5.0,
     *,
+    limits: Limits | None = None,
     grouped: Form | None = None,
+    requant: bool | None = None,
     folding: Folding = "fxfactor",
     verify: Any = None,
     python: str | Path | None = None,
@@ -90,8 +101,10 @@ def prepare(
     Before: a QONNX file. After, in `folder`: model.onnx (the network in integers), build_finn_plus.yaml and build_finn.py
     (build configurations that start from it), folding.json, input.npy and expected_output.npy (one image in integers and
     what has to come out), scales.json (what the integers stand for), generated/ (HLS and RTL sources of every layer, as
-    FINN's step_hw_codegen writes them), estimate.json and README.md; grouped_mvau.py, the hardware layer of our own, where a
-    grouped convolution is one block. With `verify` the sample is its first image.
+    FINN's step_hw_codegen writes them), estimate.json and README.md; grouped_mvau.py and integer_requant.py, hardware layers of
+    our own, where a grouped convolution is one block or a quantizer one multiplication; unequal_splits.py, a correction, where
+    channels are split into unequal parts. With `verify` the sample is its first
+    image.
 
     `folder` must not exist, or be empty; it appears whole or not at all. The other arguments, and what is raised, are as
     in `fxfactor.finn.estimate`.
@@ -99,7 +112,7 @@ def prepare(
     target = Path(folder).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FinnError(f"required: a new or empty folder; found: {target} is in use; choose another")
-    wanted = Target(board, clock_ns, target_fps, python)
+    wanted = Target(board, clock_ns, target_fps, python, limits)
     job = Job(
         Path(file),
         wanted,
@@ -109,29 +122,38 @@ def prepare(
         progress=progress,
         generate=True,
         grouped=grouped,
+        requant=requant,
         folding=folding,
     )
     target.parent.mkdir(parents=True, exist_ok=True)
     with job.folder() as running, new_folder(target, "preparing the build", marker="build_finn.py") as new:
         outcome = job.run(running)
-        estimate, has_blocks = outcome.estimate(), _has_blocks(outcome.network.model)
+        estimate, own = outcome.estimate(), _own_files(outcome.network.model)
         onnx.save(outcome.network.model, str(new / "model.onnx"))
         shutil.copy(Path(running) / "out" / "report" / "auto_folding_config.json", new / "folding.json")
         with np.load(Path(running) / "images.npz") as images:
             np.save(new / "input.npy", images["inputs"][:1])
-            np.save(new / "expected_output.npy", images["outputs"][:1].astype(np.float32))
+            for index in range(len(images.files) - 1):
+                name = f"expected_output{index or ''}.npy"
+                np.save(new / name, images[f"outputs{index}"][:1].astype(np.float32))
         (new / "scales.json").write_text(json.dumps(outcome.network.notes, indent=1) + "\n")
         (new / "estimate.json").write_text(estimate.to_json())
         _copy_sources(outcome.generated, outcome.finn, new / "generated")
-        if has_blocks:
-            shutil.copy(GROUPED_MVAU, new / GROUPED_MVAU.name)
-        for name, text in _texts(estimate, len(outcome.generated), has_blocks).items():
+        for module, _, _ in own:
+            file_name = f"{module}.py"
+            shutil.copy(WORKER.with_name(file_name), new / file_name)
+        for name, text in _texts(estimate, len(outcome.generated), own).items():
             (new / name).write_text(text)
     return Prepared(target, len(outcome.generated), estimate)
 
 
-def _has_blocks(model: onnx.ModelProto) -> bool:
-    return any(node.op_type == GROUPED for node in model.graph.node)
+def _own_files(model: onnx.ModelProto) -> list[tuple[str, str, str]]:
+    """Of OWN_LAYERS and SPLITS, what a network in integers needs."""
+    kinds = {node.op_type for node in model.graph.node}
+    splits = [node for node in model.graph.node if node.op_type == "Split"]
+    sizes = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    own = [needed for layer, needed in OWN_LAYERS.items() if layer in kinds]
+    return [*own, SPLITS] if any(len(np.unique(sizes[node.input[1]])) > 1 for node in splits) else own
 
 
 def _copy_sources(folders: Mapping[str, str], finn: str, target: Path) -> None:
@@ -147,8 +169,8 @@ def _copy_sources(folders: Mapping[str, str], finn: str, target: Path) -> None:
             file.write_text(text)
 
 
-def _texts(estimate: Estimate, generated: int, has_blocks: bool) -> dict[str, str]:
-    blocks = ("grouped_mvau.step_register_mvau_grouped",) if has_blocks else ()
+def _texts(estimate: Estimate, generated: int, own: Sequence[tuple[str, str, str]]) -> dict[str, str]:
+    rows = [f"| {module}.py | {what} |\n" for module, _, what in own]
     flow = "VITIS_ALVEO" if estimate.board in ALVEO else "VIVADO_ZYNQ"
     values = {
         "board": estimate.board,
@@ -160,25 +182,33 @@ def _texts(estimate: Estimate, generated: int, has_blocks: bool) -> dict[str, st
         "generated": generated,
         "fps": f"{estimate.fps:,.0f}",
         "notes": "".join(f"\n{note}\n" for note in estimate.notes),
-        "plus_steps": "\n".join(f"  - {step}" for step in (*blocks, *STEPS)),
-        "import": "from grouped_mvau import step_register_mvau_grouped\n" if has_blocks else "",
-        "first": "    step_register_mvau_grouped,\n" if has_blocks else "",
-        "row": _ROW if has_blocks else "",
-        "blocks": _BLOCKS.format(version=VERSION) if has_blocks else "",
+        "plus_steps": "\n".join(f"  - {step}" for step in (*(f"{file}.{step}" for file, step, _ in own), *STEPS)),
+        "import": "".join(f"from {file} import {step}\n" for file, step, _ in own),
+        "first": "".join(f"    {step},\n" for _, step, _ in own),
+        "row": "".join(rows),
+        "blocks": _told(own) if own else "",
         "steps": "\n".join(f'    "{name}",' for name in (UPSTREAM.get(step, step) for step in STEPS) if name),
     }
     templates = {name: files("fxfactor.finn") / "templates" / f"{name}.txt" for name in TEMPLATES}
     return {name: template.read_text(encoding="utf-8").format(**values) for name, template in templates.items()}
 
 
-_ROW = """\
-| grouped_mvau.py | the hardware layer MVAUGrouped: a grouped convolution as one block, with FINN's own RTL |
-"""
+def _told(own: Sequence[tuple[str, str, str]]) -> str:
+    """What the README says of files of our own."""
+    names, steps = (
+        " and ".join(each) for each in ([f"{module}.py" for module, _, _ in own], [step for _, step, _ in own])
+    )
+    without = {GROUPED: 'grouped="split"', REQUANT: "requant=False"}
+    given = [setting for layer, setting in without.items() if OWN_LAYERS[layer] in own]
+    stock = f"; {' and '.join(given)} of fxfactor.finn.prepare makes a network of FINN's own layers" if given else ""
+    return _OWN.format(
+        files=names, imports=", ".join(module for module, _, _ in own), steps=steps, without=stock, version=VERSION
+    )
 
-_BLOCKS = """
-The network has grouped convolutions that are one block each, a layer that FINN does not have: grouped_mvau.py. Both builds import
-it in their first step, step_register_mvau_grouped, from this folder: keep the file beside them. In a script of your own,
-`import grouped_mvau` before FINN reads model.onnx, and make step_register_mvau_grouped the first step, since FINN+ starts
-processes that have to know the layer too. It was written for FINN+ {version} and not tried with FINN (Xilinx/finn), whose
-matrix unit it extends; `grouped="split"` of fxfactor.finn.prepare makes a network of FINN's own layers only.
+
+_OWN = """
+The network needs what FINN does not have: {files}. Both builds import it in their first steps, {steps}, from
+this folder: keep it beside them. In a script of your own, `import {imports}` before FINN reads model.onnx, and begin
+with those steps, since FINN+ starts processes that have to know the layers too. It was written for FINN+ {version} and not
+tried with FINN (Xilinx/finn){without}.
 """

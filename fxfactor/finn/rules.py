@@ -25,7 +25,9 @@ AVERAGE = "average pooling counts its padding (count_include_pad) and does not u
 OPERATION = "every operation is one that FINN has hardware for"
 SHAPES = "shapes are static and the batch size is 1"
 LINEAR_INPUT = "a linear layer works on a flat tensor (N, features)"
-ONE_OUTPUT = "the network has one input and one output"
+ONE_INPUT = "the network has one input, and outputs that layers compute from it"
+UPSAMPLING = "upsampling is by nearest neighbours and whole factors"
+TRANSPOSED = "a transposed convolution has one group, and no padding beyond its kernel"
 SPLIT = "channels are split with torch.split and explicit sizes"
 EXPORT = "the network exports to QONNX"
 
@@ -33,7 +35,7 @@ REMEDIES = {
     "Add": "quantize both tensors with one shared quantizer before the addition",
     "ArgMax": "end the network in its linear logits and take the argmax on the host",
     "Clip": "use a Brevitas QuantReLU in its place, or put a quantizer right after it",
-    "ConvTranspose": "use nearest-neighbour upsampling outside of the network, or another architecture",
+    "ConvTranspose": "use groups=1 and padding below dilation · (kernel - 1), or nearest-neighbour upsampling and a convolution",
     "Dropout": "export in evaluation mode",
     "Gelu": "use a ReLU in its place and fine-tune",
     "HardSwish": "use a ReLU in its place and fine-tune",
@@ -41,12 +43,10 @@ REMEDIES = {
     "Mul": "gating (squeeze and excitation) needs the product of two activations: use a block without it",
     "Pad": "pad inside the convolution (padding=) with zeros; a channel-padding shortcut becomes a fixed 1x1 convolution "
     "in fxfactor.capture",
-    "Resize": "use an architecture without upsampling",
-    "Slice": "use torch.split(x, [n, ...], 1) in place of indexing channels",
+    "Slice": "use torch.split(x, [n, ...], 1), or slices that together are all channels, each once",
     "Softmax": "end the network in its linear logits and take the softmax on the host",
     "TopK": "end the network in its linear logits and take the top k on the host",
     "Trunc": "use torch.nn.AvgPool2d, or AdaptiveAvgPool2d(1), and a quantizer after it",
-    "Upsample": "use an architecture without upsampling",
 }
 """ONNX operation -> what to do about it, for operations that the integer graph has no form for."""
 

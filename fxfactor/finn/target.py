@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -15,14 +16,23 @@ Frames = int | Literal["max"]
 """Frames per second, or the most that fit the board."""
 
 
+Limits = Mapping[str, int]
+"""The most that may be used, by name: lut, bram18, dsp, uram. What is not named is limited by the board alone."""
+
+
 @dataclass(frozen=True)
 class Target:
-    """Where a network shall run and how fast. `python`: the interpreter of an environment with finn-plus."""
+    """Where a network shall run and how fast. `python`: the interpreter of an environment with finn-plus.
+
+    `limits`: what may be used of the board, where other logic shall have a place on it or a design shall be compared with
+    another one.
+    """
 
     board: str
     clock_ns: float = 5.0
     target_fps: Frames = 1000
     python: str | Path | None = None
+    limits: Limits | None = None
 
     def __post_init__(self) -> None:
         if self.board not in BOARDS:
@@ -33,6 +43,12 @@ class Target:
             raise FinnError(
                 f'required: clock_ns > 0 and target_fps > 0 or "max"; found: {self.clock_ns} and {self.target_fps!r}'
             )
+        names = [each.name for each in fields(Resources)]
+        for name, count in (self.limits or {}).items():
+            if name not in names or isinstance(count, bool) or not isinstance(count, int) or count < 0:
+                raise FinnError(
+                    f"required: limits, a whole number ≥ 0 for any of {', '.join(names)}; found: {name}={count!r}"
+                )
 
     def __str__(self) -> str:
         return f"{self.board} at {1000 / self.clock_ns:.0f} MHz and {self.frames}"
@@ -51,8 +67,9 @@ class Target:
 
     @property
     def available(self) -> Resources:
-        """What the board has."""
-        return BOARDS[self.board]
+        """What may be used: what the board has, and of it no more than `limits`."""
+        there = asdict(BOARDS[self.board])
+        return Resources(**{name: min(count, (self.limits or {}).get(name, count)) for name, count in there.items()})
 
 
 def _is_positive(number: object) -> bool:

@@ -160,6 +160,7 @@ WRONG_USAGE = [
     (["finn"], "Usage"),
     (["finn", "chek", "a.onnx"], "chek"),
     (["finn", "estimate", "a.onnx", "--target-fps", "0"], "--target-fps"),
+    (["finn", "estimate", "a.onnx", "--limit", "lut"], "lut=65000"),
 ]
 
 

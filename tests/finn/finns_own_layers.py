@@ -73,6 +73,18 @@ def pool(function: str, datatype: str, out: str, pe: int) -> Any:
     return case("Pool", [((1, 2, 2, 36), datatype)], [((1, 2, 2, 6), out)], **settings, **types)
 
 
+def upsampling(down: int, across: int, simd: int) -> Any:
+    settings = {"HI": 2, "WI": 3, "HO": 2 * down, "WO": 3 * across, "NumChannels": 6, "SIMD": simd}
+    out = (1, 2 * down, 3 * across, 6)
+    return case("UpsampleNearestNeighbour", [((1, 2, 3, 6), "INT4")], [(out, "INT4")], inputDataType="INT4", **settings)
+
+
+def spread(down: int, across: int, simd: int) -> Any:
+    settings = {"ImgDim": [2, 3], "Stride": [down, across], "NumChannels": 6, "SIMD": simd}
+    out = (1, 2 + down - 1, 3 + 2 * (across - 1), 6)
+    return case("FMPadding_Pixel", [((1, 2, 3, 6), "UINT4")], [(out, "UINT4")], inputDataType="UINT4", **settings)
+
+
 def cases(rng: Any) -> dict[str, Any]:
     per_channel = rng.integers(-8, 8, (6,)).astype(np.float32)
     everywhere = rng.integers(-8, 8, (1, 2, 3, 6)).astype(np.float32)
@@ -92,6 +104,10 @@ def cases(rng: Any) -> dict[str, Any]:
                       ChannelsPerStream=[4, 6, 2], inputDataType="INT5", **pixels),
         "concatenate": case("StreamingConcat", [((1, 2, 3, 4), "INT4"), ((1, 2, 3, 6), "UINT5")], [((1, 2, 3, 10), "INT6")],
                             SIMD=2, ChannelsPerStream=[4, 6], inputDataTypes=["INT4", "UINT5"], **pixels),
+        "upsampling": upsampling(2, 3, 2),
+        "upsampling, one way": upsampling(1, 2, 6),
+        "pixels spread": spread(2, 3, 2),
+        "pixels spread, one way": spread(3, 1, 1),
         "global sum": case("GlobalAccPool", [((1, 2, 3, 6), "INT5")], [((1, 1, 1, 6), "INT8")], NumChannels=6, PE=3,
                            inputDataType="INT5", **pixels),
         "largest of a window": pool("MaxPool", "INT4", "INT4", 2),
@@ -151,7 +167,7 @@ def run(name: str, given: Any, folder: Path, layer_streams: Any, rng: Any) -> No
             arrays[each].append(context[each])
     np.savez(folder / f"{name}.npz", **{each: np.concatenate(value) for each, value in arrays.items()})
     hls = models[1]
-    told = layer_streams.describe(hls, layer_streams.tensor_names(hls), folder / f"{name} constants")
+    told = layer_streams.describe(hls, layer_streams.tensor_names(hls, outs), folder / f"{name} constants")
     (folder / f"{name}.json").write_text(json.dumps(told))
 
 

@@ -42,6 +42,24 @@ def conv(inputs: int, outputs: int, kernel: Any = 3, bits: int = 4, **settings: 
     return qnn.QuantConv2d(inputs, outputs, kernel, weight_bit_width=bits, return_quant_tensor=False, **settings)
 
 
+def transposed(
+    inputs: int, outputs: int, kernel: int, stride: int, padding: int = 0, more: int = 0, **settings: Any
+) -> nn.Module:
+    """A quantized transposed convolution; `more` is its output padding."""
+    return qnn.QuantConvTranspose2d(
+        inputs,
+        outputs,
+        kernel,
+        stride,
+        padding,
+        more,
+        bias=False,
+        weight_bit_width=4,
+        return_quant_tensor=False,
+        **settings,
+    )
+
+
 def norm(channels: int) -> nn.Module:
     """A batch norm that does something."""
     module = nn.BatchNorm2d(channels)
@@ -182,16 +200,16 @@ class Gate(nn.Module):
         return x * self.squeeze(x)
 
 
-class Twice(nn.Module):
-    """Two outputs."""
+class Read(nn.Module):
+    """An output that another layer reads."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.one, self.two = nn.Sequential(*stem()), linear(8 * 64), linear(8 * 64)
+        self.stem, self.head = nn.Sequential(*stem()), linear(8 * 64)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.stem(x).flatten(1)
-        return self.one(x), self.two(x)
+        x = self.stem(x)
+        return x, self.head(x.flatten(1))
 
 
 def negative(module: nn.Module) -> nn.Module:
@@ -255,6 +273,15 @@ TAKEN: dict[str, Build] = {
     "max pool between norm and ReLU, signs": lambda: chain(
         conv(8, 8), negative(norm(8)), nn.MaxPool2d(2), relu(), features=8 * 16
     ),
+    "upsampling": lambda: chain(nn.Upsample(scale_factor=2), conv(8, 8), relu(), features=8 * 256),
+    "upsampling, 3 by 1, before the quantizer": lambda: chain(
+        conv(8, 8), nn.ReLU(), nn.Upsample(scale_factor=(3, 1)), unsigned(), features=8 * 192
+    ),
+    "transposed convolution": lambda: chain(transposed(8, 8, 2, 2), relu(), features=8 * 256),
+    "transposed convolution, output padding": lambda: chain(
+        transposed(8, 8, 3, 2, 1, 1), norm(8), relu(), features=8 * 256
+    ),
+    "transposed convolution, stride 1": lambda: chain(transposed(8, 8, 3, 1, 1), norm(8), relu()),
     "average pool 2x2": lambda: chain(nn.AvgPool2d(2), quantizer(), conv(8, 8), relu(), features=8 * 16),
     "average pool 3x3, padding counted": lambda: chain(
         nn.AvgPool2d(3, 2, 1), quantizer(), conv(8, 8), relu(), features=8 * 16
@@ -290,6 +317,9 @@ TAKEN: dict[str, Build] = {
     ),
     "pre-activation residual, signs": lambda: chain(PreActivation()),
     "split, convolutions, concatenation": lambda: chain(Branches(), conv(8, 8, 1), norm(8), relu()),
+    "slices for a split": lambda: chain(
+        Branches(split=lambda x: [x[:, i : i + 2] for i in range(0, 8, 2)]), conv(8, 8, 1), relu()
+    ),
     "branches with a scale each": lambda: chain(Branches(Int8WeightPerTensorFloat), conv(8, 8, 1), norm(8), relu()),
     "parallel depthwise": lambda: chain(
         Parallel([conv(8, 8, groups=8) for _ in range(2)], [nn.Identity()] * 2, nn.Sequential(norm(16), relu())),
@@ -343,18 +373,22 @@ REFUSED: dict[str, tuple[Build, str]] = {
     "hard swish": (lambda: chain(conv(8, 8), norm(8), nn.Hardswish(), quantizer()), rules.OPERATION),
     "SiLU": (lambda: chain(conv(8, 8), norm(8), nn.SiLU(), quantizer()), rules.OPERATION),
     "gate": (lambda: chain(Gate(), quantizer(), conv(8, 8), relu()), rules.OPERATION),
-    "upsampling": (lambda: chain(nn.Upsample(scale_factor=2), conv(8, 8), relu(), features=8 * 256), rules.OPERATION),
-    "transposed convolution": (
-        lambda: chain(qnn.QuantConvTranspose2d(8, 8, 2, 2, bias=False, weight_bit_width=4), relu(), features=8 * 256),
-        rules.OPERATION,
+    "bilinear upsampling": (
+        lambda: chain(nn.Upsample(scale_factor=2, mode="bilinear"), conv(8, 8), relu(), features=8 * 256),
+        rules.UPSAMPLING,
+    ),
+    "upsampling by a part": (
+        lambda: chain(nn.Upsample(scale_factor=1.5), conv(8, 8), relu(), features=8 * 144),
+        rules.UPSAMPLING,
+    ),
+    "transposed convolution of groups": (
+        lambda: chain(transposed(8, 8, 2, 2, groups=2), relu(), features=8 * 256),
+        rules.TRANSPOSED,
     ),
     "softmax at the end": (lambda: nn.Sequential(*chain(), nn.Softmax(1)), rules.OPERATION),
     "argmax at the end": (lambda: nn.Sequential(*chain(), Lambda(lambda x: x.argmax(1))), rules.OPERATION),
     "no input quantizer": (lambda: nn.Sequential(conv(3, 8), norm(8), relu(), *head(512)), rules.INPUT),
-    "slices for a split": (
-        lambda: chain(Branches(split=lambda x: [x[:, i : i + 2] for i in range(0, 8, 2)]), conv(8, 8, 1), relu()),
-        rules.OPERATION,
-    ),  # fmt: skip
+    "slices of a part": (lambda: chain(Lambda(lambda x: x[:, 2:]), conv(6, 8, 1), relu()), rules.OPERATION),
     "max pool with gaps": (lambda: chain(nn.MaxPool2d(2, 3), features=8 * 9), rules.POOLING),
     "padded max pool on signed values": (
         lambda: chain(conv(8, 8), norm(8), quantizer(), nn.MaxPool2d(3, 2, 1), features=8 * 16),
@@ -364,7 +398,7 @@ REFUSED: dict[str, tuple[Build, str]] = {
         lambda: chain(nn.AvgPool2d(3, 2, 1, count_include_pad=False), quantizer(), features=8 * 16),
         rules.AVERAGE,
     ),  # fmt: skip
-    "two outputs": (Twice, rules.ONE_OUTPUT),
+    "an output that is read": (Read, rules.ONE_INPUT),
 }
 """Name -> network that FINN refuses, and the rule that check has to name."""
 

@@ -109,13 +109,16 @@ def test_sites_cost_what_finn_estimates_for_them_in_the_whole_network(board: str
     }
     # look-up tables differ a little: in the network a layer may be folded so that a width converter goes
     for name, counts in parts.items():  # thresholds carry the names of other nodes in FINN's report
-        mine = [prices[chain] for chain in counts if chain[-1][0] != "Thresholding"]
+        mine = [prices[chain] for chain in counts if chain[-1][0] not in ("Thresholding", "IntegerRequant")]
         there = [each for each in whole.layers if each.site.startswith(name)]
         assert there
         readers = {f"StreamingFIFO before {each.name}" for each in there}
         there += [each for each in whole.layers if each.name in readers]
         assert sum(each["bram"] for each in mine) == sum(each.resources.bram18 for each in there)
         assert sum(each["dsp"] for each in mine) == sum(each.resources.dsp for each in there)
+        for name, ours in (("bram", "bram18"), ("dsp", "dsp"), ("lut", "lut")):
+            finns = sum(getattr(each.finn, ours) for each in there)
+            assert sum(each[f"finn_{name}"] for each in mine) == pytest.approx(finns, rel=0.02)
         assert max(each["cycles"] for each in mine) == max(each.cycles for each in there)
         assert sum(each["lut"] for each in mine) == pytest.approx(sum(each.resources.lut for each in there), rel=0.1)
     total = sum(prices[chain]["lut"] for counts in parts.values() for chain in counts)

@@ -9,16 +9,18 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from grouped_networks import GROUPED
 from small_networks import TAKEN, build
 
 import fxfactor.finn
-from fxfactor.errors import FinnError
+from fxfactor.errors import FinnError, InfeasibleError
 from fxfactor.finn.boards import BOARDS, Resources
 from fxfactor.finn.process.folding.candidates import NEVER, Member, divisors, settings, words
 from fxfactor.finn.process.folding.connections import converter_luts, waiting_pixels
@@ -32,6 +34,7 @@ from fxfactor.finn.process.folding.program import (
     pareto,
     total,
 )
+from fxfactor.finn.target import Target
 
 Write = Callable[..., Path]
 BOARD = (150.0, 12.0, 10.0, 0.0)
@@ -277,9 +280,10 @@ from finn.builder.build_dataflow_config import DataflowBuildConfig
 from finn.builder.build_dataflow_steps import build_dataflow_step_lookup as known
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.custom_op.registry import getCustomOp
-if os.path.exists(sys.argv[1] + "/grouped_mvau.py"):
-    sys.path.insert(0, sys.argv[1])
-    import grouped_mvau
+sys.path.insert(0, sys.argv[1])
+for own in ("grouped_mvau", "integer_requant"):
+    if os.path.exists(f"{sys.argv[1]}/{own}.py"):
+        __import__(own)
 os.makedirs("out/intermediate_models"), os.makedirs("out/report")
 config = DataflowBuildConfig(output_dir="out", board="ZCU104", synth_clk_period_ns=5.0, generate_outputs=[],
                              folding_config_file=sys.argv[1] + "/folding.json", standalone_thresholds=True)
@@ -344,7 +348,8 @@ def test_what_does_not_fit_and_what_is_too_fast(write: Write, cache: Path) -> No
     torch.manual_seed(0)
     file = write(build(TAKEN["residual, stride 2, more channels"]))
     with pytest.raises(
-        FinnError, match=r"required: 900,000,000 frames/s on ZCU104 at 200 MHz; found: \w+ \(.+\) takes [\d,]+ cycles"
+        InfeasibleError,
+        match=r"required: 900,000,000 frames/s on ZCU104 at 200 MHz; found: \w+ \(.+\) takes [\d,]+ cycles",
     ):
         fxfactor.finn.estimate(file, "ZCU104", 900_000_000, cache=cache)
     with pytest.MonkeyPatch.context() as patch:
@@ -354,6 +359,42 @@ def test_what_does_not_fit_and_what_is_too_fast(write: Write, cache: Path) -> No
             match=r"required: at most 500 LUTs for 100 frames/s on Pynq-Z2 .*; found: every folding needs at least [\d,]+",
         ):
             fxfactor.finn.estimate(file, "Pynq-Z2", 100, cache=cache)
+
+
+@pytest.mark.finn
+def test_no_more_of_the_board_is_used_than_is_allowed(write: Write, cache: Path) -> None:
+    file = write(build(TAKEN["residual, stride 2, more channels"]))
+    free = fxfactor.finn.estimate(file, "ZCU104", 20_000, cache=cache)
+    limits = {"lut": round(0.9 * free.total.lut), "bram18": 300}
+    within = fxfactor.finn.estimate(file, "ZCU104", 20_000, limits=limits, cache=cache)
+    assert within.total.lut <= limits["lut"] < free.total.lut
+    assert within.fps >= 20_000
+    assert within.available == replace(BOARDS["ZCU104"], **limits)
+    with pytest.raises(InfeasibleError, match=r"required: at most 500 LUTs for 20,000 frames/s on ZCU104 .*at least"):
+        fxfactor.finn.estimate(file, "ZCU104", 20_000, limits={"lut": 500}, cache=cache)
+
+
+@pytest.mark.finn
+def test_the_fastest_network_is_looked_for_among_several_forms(write: Write, cache: Path) -> None:
+    """A block takes at least a cycle for each group and pixel; where that is too slow, a unit for each group is faster."""
+    make, shape = GROUPED["4 groups"]
+    file = write(build(make), (1, *shape))
+    free, block = (fxfactor.finn.estimate(file, "ZCU104", "max", grouped=form, cache=cache) for form in (None, "block"))
+    assert [each.form for each in block.grouped] == ["block"]
+    assert [each.form for each in free.grouped] != ["block"]
+    assert free.fps > block.fps
+
+
+@pytest.mark.parametrize("limits", [{"luts": 5}, {"dsp": -1}, {"dsp": True}, {"dsp": 2.5}])
+def test_wrong_limits_are_named(limits: Any) -> None:
+    with pytest.raises(
+        FinnError, match=r"required: limits, a whole number ≥ 0 for any of lut, bram18, dsp, uram; found: "
+    ):
+        Target("ZCU104", limits=limits)
+
+
+def test_limits_beyond_the_board_change_nothing() -> None:
+    assert Target("Pynq-Z2", limits={"dsp": 10**6}).available == BOARDS["Pynq-Z2"]
 
 
 def test_refusals(write: Write, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ import fxfactor.finn
 from fxfactor.errors import FinnError
 from fxfactor.finn.boards import BOARDS
 from fxfactor.finn.integer.execute import execute
-from fxfactor.finn.integer.forms import FORMS, Form, GroupedConvolution
+from fxfactor.finn.integer.forms import FORMS, Choices, Form, GroupedConvolution
 from fxfactor.finn.integer.streams import Window
 from fxfactor.finn.process.load import IntegerNetwork, load_integers
 from fxfactor.finn.process.start import WORKER, environment
@@ -31,14 +31,14 @@ from fxfactor.finn.target import Target
 Write = Callable[..., Path]
 SLOW = tuple(name for name in GROUPED if name not in FAST)
 TARGETS = (1, 300_000)
+"""Frames per second: serial, and beyond what goes without a parallel window."""
 FEASIBLE = 40_000
 """Frames per second that every one of these networks can reach: our folding refuses what none can."""
-"""Frames per second: serial, and beyond what goes without a parallel window."""
 
 
-def _as(form: Form) -> Callable[[GroupedConvolution], Form]:
+def _as(form: Form) -> Choices:
     """A form where a layer has it, else what `grouped=` gives in its place."""
-    return lambda layer: form if form in layer.forms else "branches" if "branches" in layer.forms else "block"
+    return Choices(lambda layer: form if form in layer.forms else "branches" if "branches" in layer.forms else "block")
 
 
 # ---- without FINN ----
@@ -112,9 +112,9 @@ def test_boards_with_old_dsps_take_blocks_of_narrow_weights_only() -> None:
     with pytest.raises(
         FinnError, match=r"conv: required for a block on Pynq-Z2: weights above .* narrow weight quantizer"
     ):
-        choose_forms([wide], Target("Pynq-Z2"), "block")
+        choose_forms([wide], Target("Pynq-Z2"), "block", {})
     with pytest.raises(FinnError, match=r"conv: required on Pynq-Z2: .* choose a larger board"):
-        choose_forms([_layer(False, ("block",))], Target("Pynq-Z2"), None)
+        choose_forms([_layer(False, ("block",))], Target("Pynq-Z2"), None, {})
 
 
 def test_the_cheapest_form_is_fast_enough_first_and_then_small() -> None:
@@ -143,7 +143,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         if name not in folders:
             group = FAST if name in FAST else SLOW
             root = tmp_path_factory.mktemp("grouped")
-            folders.update({each: _prepared(root / f"{index:02}", each) for index, each in enumerate(group)})
+            prepared = {each: _prepared(root / f"{index:02}", each) for index, each in enumerate(group)}
             done = subprocess.run(
                 [sys.executable, str(Path(__file__).with_name("run_many.py")), str(WORKER), str(root)],
                 capture_output=True,
@@ -152,6 +152,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
                 cwd=root,
             )
             assert done.returncode == 0, done.stderr[-3000:]
+            folders.update(prepared)
         return folders[name]
 
     return folder_of
@@ -163,7 +164,7 @@ def _prepared(folder: Path, name: str) -> Path:
     network: IntegerNetwork = load_integers(export_to(folder / "network.onnx", build(make), (1, *shape)))
     onnx.save(network.model, str(folder / "integers.onnx"))
     images = network.to_integers(torch.randn(2, *shape).numpy())
-    np.savez(folder / "images.npz", inputs=images, outputs=execute(network.model, images))
+    np.savez(folder / "images.npz", inputs=images, outputs0=execute(network.model, images))
     request = {"board": "ZCU104", "clock_ns": 5.0, "folder": str(folder), "model": str(folder / "integers.onnx"),
                "images": str(folder / "images.npz"), "images_per_step": 2, "generate": True}  # fmt: skip
     request |= {"available": asdict(BOARDS["ZCU104"]), "must_fit": False}
@@ -271,17 +272,18 @@ def test_the_other_forms_go_to_generated_code_too(
 def test_where_groups_follow_a_multiplier_it_keeps_its_order(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fxfactor.finn import estimation
+    from fxfactor.finn import estimation, grouped
     from fxfactor.finn.result import GroupedForm
 
-    def branches(layers: Any, target: Any, wanted: Any) -> dict[str, GroupedForm]:
+    def branches(layers: Any, target: Any, wanted: Any, prices: Any) -> dict[str, GroupedForm]:
         return {layer.tensor: GroupedForm(layer.site, "branches", "cheap") for layer in layers}
 
-    monkeypatch.setattr(estimation, "choose_forms", branches)
+    monkeypatch.setattr(grouped, "choose_forms", branches)
     file = write(build(lambda: chain(conv(8, 16, groups=8), relu(), conv(16, 8, groups=2), norm(8), relu())))
     target = Target("ZCU104")
-    _, forms = estimation.Job(file, target)._network()
+    network = load_integers(file)
+    _, forms = estimation.Job(file, target)._built(network)
     assert [each.form for each in forms] == ["block", "branches"]
     assert "in their order; by cost: cheap" in forms[0].why
     with pytest.raises(FinnError, match='give grouped="block"'):
-        estimation.Job(file, target, grouped="branches")._network()
+        estimation.Job(file, target, grouped="branches")._built(network)

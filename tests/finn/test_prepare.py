@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 from finn_helpers import outputs_in_float64
-from small_networks import REFUSED, TAKEN, build
+from small_networks import REFUSED, TAKEN, build, chain, conv, relu
+from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import fxfactor.finn
@@ -32,8 +33,10 @@ def test_the_folder_holds_a_build_that_finn_reads(write: Write, tmp_path: Path, 
     prepared = fxfactor.finn.prepare(folder, write(model), "Pynq-Z2", verify=(images, outputs), cache=cache)
     names = {entry.name for entry in folder.iterdir()}
     texts = {"README.md", "build_finn.py", "build_finn_plus.yaml", "folding.json", "scales.json", "estimate.json"}
-    blocks = {"grouped_mvau.py"} if any(each.form == "block" for each in prepared.estimate.grouped) else set()
-    assert names == texts | blocks | {"model.onnx", "input.npy", "expected_output.npy", "generated"}
+    kinds = {layer.kind for layer in prepared.estimate.layers}
+    ours = {"grouped_mvau.py": "MVAUGrouped_rtl", "integer_requant.py": "IntegerRequant_rtl"}
+    own = {file for file, kind in ours.items() if kind in kinds}
+    assert names == texts | own | {"model.onnx", "input.npy", "expected_output.npy", "generated"}
     suffixes = {file.suffix for file in (folder / "generated").rglob("*") if file.is_file()}
     assert {".v", ".sv", ".dat"} <= suffixes
     assert prepared.generated == len(list((folder / "generated").iterdir())) > 10
@@ -74,7 +77,9 @@ def _read_with_finn(folder: Path) -> None:
 @pytest.mark.finn
 def test_a_build_with_blocks_ships_their_layer(write: Write, tmp_path: Path, cache: Path) -> None:
     folder = tmp_path / "build"
-    prepared = fxfactor.finn.prepare(folder, write(build(TAKEN["grouped"])), grouped="block", cache=cache)
+    prepared = fxfactor.finn.prepare(
+        folder, write(build(TAKEN["grouped"])), grouped="block", requant=False, cache=cache
+    )
     assert [layer.form for layer in prepared.estimate.grouped] == ["block"]
     assert "grouped_mvau.py" in (folder / "README.md").read_text()
     assert (folder / "generated" / "MVAUGrouped_rtl_0" / "memblock.dat").is_file()
@@ -86,6 +91,73 @@ def test_a_build_with_blocks_ships_their_layer(write: Write, tmp_path: Path, cac
     assert 'INIT_FILE = "generated/MVAUGrouped_rtl_0/memblock.dat"' in memory
     done = _in_python(folder, _BUILD)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.finn
+@pytest.mark.parametrize("sizes", [(3, 5), (4, 4)])
+def test_a_build_with_unequal_splits_ships_the_correction(
+    sizes: tuple[int, int], write: Write, tmp_path: Path, cache: Path
+) -> None:
+    model = build(lambda: chain(Unequal(sizes), conv(8, 8, 1), relu()))
+    prepared = fxfactor.finn.prepare(tmp_path / "build", write(model), target_fps=100_000, cache=cache)
+    assert any("StreamingSplit" in layer.kind for layer in prepared.estimate.layers)
+    needed = len(set(sizes)) > 1
+    assert (tmp_path / "build" / "unequal_splits.py").is_file() == needed
+    steps = [(tmp_path / "build" / name).read_text() for name in ("build_finn_plus.yaml", "build_finn.py", "README.md")]
+    assert ["step_take_unequal_splits" in text for text in steps] == [needed] * 3
+    done = _in_python(tmp_path / "build", _INSERT_FIFOS)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+class Unequal(nn.Module):
+    """Channels split into parts of these sizes, which change places."""
+
+    def __init__(self, sizes: tuple[int, int]) -> None:
+        super().__init__()
+        self.sizes = sizes
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, last = x.split(self.sizes, 1)
+        return torch.cat([last, first], 1)
+
+
+_INSERT_FIFOS = """
+import os
+from math import prod
+os.environ.setdefault("XILINX_VIVADO", "/nonexistent/Vivado/2024.2")
+import finn.xsi
+finn.xsi.SimEngine = object
+from finn.builder.build_dataflow import resolve_build_steps
+from finn.builder.build_dataflow_config import DataflowBuildConfig
+from finn.transformation.fpgadataflow.insert_dwc import InsertDWC
+from finn.transformation.fpgadataflow.insert_fifo import InsertFIFO
+from qonnx.core.modelwrapper import ModelWrapper
+from qonnx.custom_op.registry import getCustomOp
+
+if __name__ == "__main__":
+    config = DataflowBuildConfig.from_yaml(open("build_finn_plus.yaml").read())
+    config.output_dir = os.path.abspath("build")
+    config.verify_steps = []  # these compile HLS
+    os.makedirs("build/intermediate_models")
+    model = ModelWrapper("model.onnx")
+    for step in resolve_build_steps(config):
+        if step.__name__ == "step_generate_estimate_reports":
+            break
+        model = step(model, config)
+    model = model.transform(InsertDWC()).transform(InsertFIFO(create_shallow_fifos=True))
+    for node in model.graph.node:
+        if node.op_type.startswith("StreamingFIFO"):
+            writer, reader = model.find_producer(node.input[0]), model.find_consumer(node.output[0])
+            for other, name, ask in ((writer, node.input[0], "output"), (reader, node.output[0], "input")):
+                if other is not None:
+                    index = list(getattr(other, ask)).index(name)
+                    layer, fifo = getCustomOp(other), getCustomOp(node)
+                    shapes = getattr(layer, f"get_folded_{ask}_shape")(index), fifo.get_folded_output_shape()
+                    assert prod(shapes[0]) == prod(shapes[1]) and shapes[0][-1] == shapes[1][-1], shapes
+        elif node.op_type.startswith("StreamingSplit"):
+            assert all(model.find_consumer(name).op_type == "StreamingFIFO" for name in node.output)
+"""
+"""FINN's steps from the folder alone, up to FIFOs, each of which has the shape of what stands before and behind it."""
 
 
 @pytest.mark.finn

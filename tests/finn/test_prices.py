@@ -45,6 +45,36 @@ THRESHOLDS = [
 ]
 
 
+REQUANTS = [
+    # PE, input bits, scale bits (both with signs), bias bits, result bits, signed, slices, and LUTs by Yosys
+    (2, 18, 25, 36, 8, False, 1, 112),
+    (1, 9, 11, 10, 7, False, 1, 35),
+    (1, 20, 26, 34, 8, True, 2, 92),
+    (1, 18, 18, 28, 8, False, 1, 55),
+    (1, 26, 18, 36, 8, False, 1, 64),
+    (2, 14, 19, 24, 4, False, 1, 92),
+    (4, 14, 19, 24, 4, True, 1, 194),
+    (8, 11, 13, 16, 3, False, 1, 246),
+    (16, 10, 13, 16, 2, False, 1, 454),
+    (1, 20, 27, 40, 6, False, 2, 96),
+    (2, 18, 21, 30, 8, False, 1, 104),
+    (1, 12, 16, 20, 4, False, 1, 41),
+    (1, 18, 25, 36, 8, False, 1, 59),
+    (4, 18, 25, 36, 8, False, 1, 218),
+    (1, 12, 13, 20, 4, False, 1, 37),
+    (1, 9, 13, 11, 8, True, 1, 38),
+    (1, 22, 25, 40, 8, False, 2, 93),
+    (2, 22, 25, 40, 8, True, 2, 198),
+    (1, 17, 16, 22, 8, False, 1, 49),
+]
+
+
+@pytest.mark.parametrize("case", REQUANTS)
+def test_multiplications_cost_what_yosys_counts(case: tuple[Any, ...]) -> None:
+    *layer, luts = case
+    assert formulas.requant_luts(*layer) == pytest.approx(luts, rel=0.11)
+
+
 @pytest.mark.parametrize("unit", UNITS)
 def test_matrix_units_cost_what_yosys_counts(unit: tuple[int, ...]) -> None:
     rows, columns, pe, simd, weights, inputs, sums, logic, memory, bram18, dsp = unit

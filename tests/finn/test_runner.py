@@ -92,7 +92,7 @@ def test_another_target_repeats_only_folding(write: Write, tmp_path: Path) -> No
 
 
 @pytest.mark.finn
-def test_figures_are_those_without_the_fast_look_ups(
+def test_figures_are_those_without_the_fast_look_ups_and_with_all_that_finn_imports(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write(build(TAKEN["dense block"]))
@@ -102,12 +102,25 @@ def test_figures_are_those_without_the_fast_look_ups(
     (slow_folder / "worker.py").write_text(process.WORKER.read_text())
     shutil.copytree(process.WORKER.with_name("folding"), slow_folder / "folding")
     (slow_folder / "fast_lookups.py").write_text("def use_fast_lookups():\n    pass\n")
-    grouped = process.WORKER.with_name("grouped_mvau.py")
-    (slow_folder / grouped.name).write_text(grouped.read_text())
+    for name in ("grouped_mvau.py", "integer_requant.py"):
+        shutil.copy(process.WORKER.with_name(name), slow_folder)
     monkeypatch.setattr(estimation, "WORKER", slow_folder / "worker.py")
+    monkeypatch.setenv("FXFACTOR_WHOLE_FINN", "1")
     slow = fxfactor.finn.estimate(file, cache=tmp_path / "slow-cache")
     assert slow.layers == fast.layers
     assert slow.fps == fast.fps
+
+
+@pytest.mark.finn
+def test_what_finn_needs_after_all_is_imported_by_a_second_start(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "process"
+    shutil.copytree(process.WORKER.parent, folder)
+    stand_ins = folder / "stand_ins.py"
+    stand_ins.write_text(stand_ins.read_text().replace('"pandas"', '"qonnx.util.basic"'))
+    monkeypatch.setattr(estimation, "WORKER", folder / "worker.py")
+    assert fxfactor.finn.estimate(write(build(TAKEN["chain"])), cache=tmp_path / "cache").fps > 0
 
 
 @pytest.mark.finn
@@ -140,7 +153,7 @@ def test_killed_half_way(write: Write, tmp_path: Path, monkeypatch: pytest.Monke
 
     def kill(step: str) -> None:
         if step == "step_convert_to_hw":
-            os.kill(started[0].pid, signal.SIGKILL)
+            os.kill(started[-1].pid, signal.SIGKILL)
 
     with pytest.raises(
         FinnError, match="killed by SIGKILL in step step_convert_to_hw; the usual cause is too little memory"
@@ -357,4 +370,6 @@ def test_initializers_among_the_inputs_are_no_inputs_of_the_network(write: Write
     assert fxfactor.finn.check(file) == []
     model.graph.output.append(model.graph.output[0])
     onnx.save(model, str(file))
-    assert [finding.found for finding in fxfactor.finn.check(file)] == ["1 inputs, 2 outputs"]
+    assert [finding.found for finding in fxfactor.finn.check(file)] == [
+        "an output that is another one too, or that layers read"
+    ]

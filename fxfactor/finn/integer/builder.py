@@ -15,12 +15,15 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from fxfactor.finn.integer.requantizing import Requantization
 from fxfactor.finn.integer.streams import Columns, Integers, Quantizer, Stream, Window, integer_datatype
 
 GENERAL = "qonnx.custom_op.general"
 HARDWARE = "finn.custom_op.fpgadataflow"
 GROUPED = "MVAUGrouped"
 """The hardware layer of fxfactor/finn/process/grouped_mvau.py."""
+REQUANT = "IntegerRequant"
+"""The hardware layer of fxfactor/finn/process/integer_requant.py."""
 
 METADATA = "fxfactor.finn"
 ACCUMULATOR = "INT32"
@@ -151,6 +154,44 @@ class GraphBuilder:
             ceil_mode=0,
         )
 
+    def upsample(self, site: str, tensor: str, size: tuple[int, ...]) -> str:
+        """UpsampleNearestNeighbour: (1, H, W, C) -> (1, *size, C), every pixel several times."""
+        _, height, width, channels = self.shapes[tensor]
+        return self.node(
+            "UpsampleNearestNeighbour",
+            (tensor,),
+            site,
+            (1, *size, channels),
+            self.datatypes[tensor],
+            HARDWARE,
+            backend="fpgadataflow",
+            SIMD=1,
+            HI=height,
+            WI=width,
+            HO=size[0],
+            WO=size[1],
+            NumChannels=channels,
+            inputDataType=self.datatypes[tensor],
+        )
+
+    def spread_pixels(self, site: str, tensor: str, strides: tuple[int, int], size: tuple[int, ...]) -> str:
+        """FMPadding_Pixel: (1, H, W, C) -> (1, *size, C), zeros between the pixels."""
+        _, height, width, channels = self.shapes[tensor]
+        return self.node(
+            "FMPadding_Pixel",
+            (tensor,),
+            site,
+            (1, *size, channels),
+            self.datatypes[tensor],
+            HARDWARE,
+            backend="fpgadataflow",
+            SIMD=1,
+            ImgDim=[height, width],
+            Stride=list(strides),
+            NumChannels=channels,
+            inputDataType=self.datatypes[tensor],
+        )
+
     def quantize(self, site: str, stream: Stream, quantizer: Quantizer, steps: Integers) -> str:
         """MultiThreshold with integer `steps` (C or 1, levels - 1)."""
         datatype = integer_datatype(int(steps.min()), int(steps.max()))
@@ -169,6 +210,31 @@ class GraphBuilder:
             **bias,
         )
 
+    def requantize(self, site: str, stream: Stream, quantizer: Quantizer, line: Requantization) -> str:
+        """IntegerRequant, a hardware layer of our own: a multiplication in place of thresholds."""
+        *vectors, channels = self.shapes[stream.tensor]
+        return self.node(
+            REQUANT,
+            (stream.tensor,),
+            site,
+            self.shapes[stream.tensor],
+            quantizer.datatype,
+            HARDWARE,
+            backend="fpgadataflow",
+            PE=1,
+            NumChannels=channels,
+            inputDataType=self.datatypes[stream.tensor],
+            outputDataType=quantizer.datatype,
+            numInputVectors=vectors,
+            Scales=line.scales.tolist(),
+            Biases=line.biases.tolist(),
+            Shift=line.shift,
+            Lowest=line.lowest,
+            Highest=line.highest,
+            ScaleBits=line.scale_bits,
+            BiasBits=line.bias_bits,
+        )
+
     def negate(self, columns: Sequence[Columns], which: NDArray[np.bool_]) -> None:
         """Change the sign of the matrix columns behind the channels in `which`."""
         channel = 0
@@ -177,7 +243,7 @@ class GraphBuilder:
             self.matrices[run.matrix][:, chosen] *= -1
             channel += run.count
 
-    def finish(self, output: str, notes: dict[str, Any]) -> onnx.ModelProto:
+    def finish(self, outputs: Sequence[str], notes: dict[str, Any]) -> onnx.ModelProto:
         """The model; `notes` (what the integers stand for) go into its metadata under "fxfactor.finn"."""
         initializers, annotations = [], []
         for name, value in self.matrices.items():
@@ -209,9 +275,9 @@ class GraphBuilder:
             self.nodes,
             "integers",
             [values["global_in"]],
-            [values[output]],
+            [values[output] for output in outputs],
             initializer=initializers,
-            value_info=[value for name, value in values.items() if name not in ("global_in", output)],
+            value_info=[value for name, value in values.items() if name not in ("global_in", *outputs)],
         )
         graph.quantization_annotation.extend(annotations)
         opsets = [helper.make_opsetid("", 13), helper.make_opsetid(GENERAL, 1), helper.make_opsetid(HARDWARE, 1)]

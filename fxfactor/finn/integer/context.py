@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import onnx
 
 from fxfactor.finn.integer.builder import GraphBuilder
-from fxfactor.finn.integer.forms import Form, GroupedConvolution
+from fxfactor.finn.integer.forms import Choices, GroupedConvolution, Staircase
 from fxfactor.finn.integer.onnx_constants import Broken, Value
 from fxfactor.finn.rules import Finding
 from fxfactor.storage.onnx_names import site_of
@@ -16,10 +16,11 @@ from fxfactor.storage.onnx_names import site_of
 class Context:
     """The file's graph to look things up in, the integer graph as far as it is written, and the findings so far."""
 
-    def __init__(self, graph: onnx.GraphProto, choose: Callable[[GroupedConvolution], Form]) -> None:
+    def __init__(self, graph: onnx.GraphProto, choices: Choices) -> None:
         self.graph = graph
-        self.choose = choose
+        self.choices = choices
         self.grouped: list[GroupedConvolution] = []
+        self.staircases: list[Staircase] = []
         self.builder = GraphBuilder()
         self.findings: list[Finding] = []
         self.origin = {name: node for node in graph.node for name in node.output}

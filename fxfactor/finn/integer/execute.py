@@ -13,6 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from fxfactor.finn.integer.requantizing import Requantization
 from fxfactor.finn.integer.streams import Reals
 
 Tensors = dict[str, NDArray[Any]]
@@ -21,7 +22,14 @@ Tensors = dict[str, NDArray[Any]]
 def execute(
     model: onnx.ModelProto, images: NDArray[Any], watch: Callable[[str, NDArray[Any]], None] | None = None
 ) -> NDArray[np.int64]:
-    """The output of the integer graph for integer images (N, H, W, C) or (N, C), as (N, ...).
+    """The first output of the integer graph for integer images (N, H, W, C) or (N, C), as (N, ...); see `execute_all`."""
+    return execute_all(model, images, watch)[0]
+
+
+def execute_all(
+    model: onnx.ModelProto, images: NDArray[Any], watch: Callable[[str, NDArray[Any]], None] | None = None
+) -> list[NDArray[np.int64]]:
+    """The outputs of the integer graph for integer images (N, H, W, C) or (N, C), each as (N, ...).
 
     `watch(name, value)` is called with every tensor that a node gives, before it is dropped.
     """
@@ -40,12 +48,12 @@ def execute(
                 remaining[name] -= 1
                 if not remaining[name]:
                     del values[name]
-    return values[model.graph.output[0].name].astype(np.int64)
+    return [values[output.name].astype(np.int64) for output in model.graph.output]
 
 
 def _outputs(model: onnx.ModelProto) -> list[str]:
-    last = model.graph.output[0].name
-    return [name for node in model.graph.node for name in node.output if name != last]
+    kept = {output.name for output in model.graph.output}
+    return [name for node in model.graph.node for name in node.output if name not in kept]
 
 
 def _windows(x: Reals, attributes: dict[str, Any]) -> Reals:
@@ -98,6 +106,25 @@ def _multi_threshold(inputs: list[Reals], attributes: dict[str, Any]) -> list[Re
     return [np.moveaxis(counts, 0, -1) + attributes.get("out_bias", 0.0)]
 
 
+def _requant(inputs: list[Reals], attributes: dict[str, Any]) -> list[Reals]:
+    scales, biases = (np.asarray(attributes[name], np.int64) for name in ("Scales", "Biases"))
+    line = Requantization(scales, biases, attributes["Shift"], attributes["Lowest"], attributes["Highest"])
+    return [line(inputs[0].astype(np.int64)).astype(np.float64)]
+
+
+def _upsample(inputs: list[Reals], attributes: dict[str, Any]) -> list[Reals]:
+    down, across = attributes["HO"] // attributes["HI"], attributes["WO"] // attributes["WI"]
+    return [inputs[0].repeat(down, 1).repeat(across, 2)]
+
+
+def _spread(inputs: list[Reals], attributes: dict[str, Any]) -> list[Reals]:
+    (x,), (down, across) = inputs, attributes["Stride"]
+    count, height, width, channels = x.shape
+    result = np.zeros((count, (height - 1) * down + 1, (width - 1) * across + 1, channels))
+    result[:, ::down, ::across] = x
+    return [result]
+
+
 def _split(inputs: list[Reals], attributes: dict[str, Any]) -> list[Reals]:
     return np.split(inputs[0], np.cumsum(inputs[1])[:-1], axis=-1)
 
@@ -105,9 +132,11 @@ def _split(inputs: list[Reals], attributes: dict[str, Any]) -> list[Reals]:
 OPERATIONS: dict[str, Callable[[list[Any], dict[str, Any]], list[Any]]] = {
     "Add": lambda inputs, _: [inputs[0] + inputs[1]],
     "Concat": lambda inputs, _: [np.concatenate(inputs, axis=-1)],
+    "FMPadding_Pixel": _spread,
     "Flatten": lambda inputs, _: [inputs[0].reshape(len(inputs[0]), -1)],
     "GlobalAccPool": lambda inputs, _: [inputs[0].sum(axis=(1, 2), keepdims=True)],
     "Im2Col": _im2col,
+    "IntegerRequant": _requant,
     "MatMul": _matmul,
     "MVAUGrouped": _grouped,
     "MaxPoolNHWC": _max_pool,
@@ -115,5 +144,6 @@ OPERATIONS: dict[str, Callable[[list[Any], dict[str, Any]], list[Any]]] = {
     "MultiThreshold": _multi_threshold,
     "Reshape": lambda inputs, _: [inputs[0].reshape(len(inputs[0]), *inputs[1][1:])],
     "Split": _split,
+    "UpsampleNearestNeighbour": _upsample,
 }
 """Operation of the integer graph -> what it computes from its inputs and attributes."""

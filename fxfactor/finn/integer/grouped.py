@@ -36,7 +36,7 @@ def grouped_convolution(
     weights = _in_order_of(x, weights)
     low, high = (_per_output(values, groups, outputs) for values in (_least(x, groups), _most(x, groups)))
     layer = _described(context, tensor, site, x, weights, window, groups, low, high)
-    form = context.choose(layer)
+    form = context.choices.form(layer)
     context.grouped.append(layer)
     emit = _block if form == "block" else _depthwise if layer.is_depthwise else _split if form == "split" else _branches
     y = emit(context, layer, x, weights, low, high)

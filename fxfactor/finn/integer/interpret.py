@@ -23,10 +23,12 @@ import onnx
 from onnx import numpy_helper
 
 from fxfactor.finn import rules
-from fxfactor.finn.integer import arithmetic, layers, pooling, quantizing, shapes
+from fxfactor.finn.integer import arithmetic, layers, pooling, quantizing, resampling, shapes
 from fxfactor.finn.integer.builder import positions
+from fxfactor.finn.integer.channels import with_channel_operations
 from fxfactor.finn.integer.context import Context, Handler
-from fxfactor.finn.integer.forms import Choose, GroupedConvolution, as_blocks
+from fxfactor.finn.integer.forms import DEFAULT, Choices, GroupedConvolution, Staircase
+from fxfactor.finn.integer.one_dimension import as_columns, is_one_dimensional
 from fxfactor.finn.integer.onnx_constants import Broken, Value, fold, quantizer_of
 from fxfactor.finn.integer.streams import Stream
 from fxfactor.finn.integer.values import nothing, quantized, require_quantized
@@ -39,6 +41,7 @@ HANDLERS: dict[str, Handler] = {
     **arithmetic.HANDLERS,
     **quantizing.HANDLERS,
     **pooling.HANDLERS,
+    **resampling.HANDLERS,
     **shapes.HANDLERS,
 }
 """ONNX operation -> how the walk interprets it."""
@@ -48,26 +51,31 @@ HANDLERS: dict[str, Handler] = {
 class Interpretation:
     """The network in integers, or why there is none: `model` is None where a finding blocks.
 
-    `grouped`: the grouped convolutions, in the order of execution.
+    `grouped`: the grouped convolutions, `staircases`: the quantizers that one multiplication could take the place of (where
+    the choices ask to look), both in the order of execution.
     """
 
     model: onnx.ModelProto | None
     findings: tuple[Finding, ...]
     grouped: tuple[GroupedConvolution, ...] = ()
+    staircases: tuple[Staircase, ...] = ()
 
 
-def interpret(model: onnx.ModelProto, choose: Choose = as_blocks) -> Interpretation:
+def interpret(model: onnx.ModelProto, choices: Choices = DEFAULT) -> Interpretation:
     """Turn a QONNX model into the network in integers, or say which rules it breaks (all of them, not only the first).
 
-    `choose` says in which form a grouped convolution goes.
+    `choices` say how grouped convolutions and quantizers are built.
     """
-    return _Interpreter(model.graph, choose).run()
+    flat = is_one_dimensional(model.graph)
+    model = with_channel_operations(as_columns(model) if flat else model)
+    return _Interpreter(model.graph, choices, flat).run()
 
 
 class _Interpreter:
-    def __init__(self, graph: onnx.GraphProto, choose: Choose) -> None:
+    def __init__(self, graph: onnx.GraphProto, choices: Choices, flat: bool) -> None:
         self.graph = graph
-        self.context = Context(graph, choose)
+        self.flat = flat
+        self.context = Context(graph, choices)
         self.values: dict[str, Value] = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
         self.uses = Counter(name for node in graph.node for name in node.input if name)
         self.uses.update(output.name for output in graph.output)
@@ -79,18 +87,21 @@ class _Interpreter:
     # ---- the walk ----
 
     def run(self) -> Interpretation:
-        if self.inputs != 1 or len(self.graph.output) != 1:
+        if self.inputs != 1 or not self.graph.output:
             found = f"{self.inputs} inputs, {len(self.graph.output)} outputs"
-            self.context.report(
-                "network", Broken(rules.ONE_OUTPUT, found, "export a network with one input and one output")
-            )
+            self.context.report("network", Broken(rules.ONE_INPUT, found, "export a network with one input"))
             return Interpretation(None, tuple(self.context.findings))
         for node in self.graph.node:
             self._visit(node)
-        output = self.values.get(self.graph.output[0].name)
+        outputs = [self.values.get(output.name) for output in self.graph.output]
         if not any(finding.blocks for finding in self.context.findings):
             try:
-                return Interpretation(self._finish(output), tuple(self.context.findings), tuple(self.context.grouped))
+                return Interpretation(
+                    self._finish(outputs),
+                    tuple(self.context.findings),
+                    tuple(self.context.grouped),
+                    tuple(self.context.staircases),
+                )
             except Broken as broken:
                 self.context.report("output", broken)
         return Interpretation(None, tuple(self.context.findings))
@@ -143,7 +154,11 @@ class _Interpreter:
         assert self.input is not None
         shape = tuple(size.dim_value for size in self.input.type.tensor_type.shape.dim)
         if not all(shape) or shape[0] != 1 or len(shape) not in (2, 4):
-            raise Broken(rules.SHAPES, f"input shape {shape}", "export with example inputs of shape (1, C, H, W)")
+            raise Broken(
+                rules.SHAPES,
+                f"input shape {shape}",
+                "export with example inputs of shape (1, C, H, W), (1, C, L), (1, C)",
+            )
         if node.op_type not in QUANTIZERS or not all(isinstance(value, np.ndarray) for value in inputs[1:]):
             remedy = (
                 "start the network with a QuantIdentity (fxfactor.transform does), or with pixel input for uint8 images"
@@ -161,29 +176,47 @@ class _Interpreter:
             "highest": quantizer.highest,
             "rounding": quantizer.rounding,
             "datatype": quantizer.datatype,
-            "shape": list(shape),
+            "shape": self._told(shape),
         }
         return quantized(Stream(tensor, shape[1:], quantizer.datatype, *nothing(shape[1])), quantizer, tensor)
 
-    def _finish(self, output: Value) -> onnx.ModelProto:
+    def _told(self, shape: tuple[int, ...]) -> list[int]:
+        """A shape as the user's network has it."""
+        return list(shape[:-1] if self.flat and len(shape) == 4 else shape)
+
+    def _finish(self, outputs: list[Value]) -> onnx.ModelProto:
+        finished = [self._finished(output) for output in outputs]
+        names = [output.tensor for output in finished]
+        read = {name for node in self.context.builder.nodes for name in node.input}
+        if len(set(names)) < len(names) or read.intersection(names):
+            found = "an output that is another one too, or that layers read"
+            raise Broken(rules.ONE_INPUT, found, "give every output a layer of its own")
+        self.notes["outputs"] = [
+            {
+                "scale": output.scale.tolist(),
+                "offset": output.offset.tolist(),
+                "shape": self._told((1, *output.shape)),
+                "order": None if output.order is None else output.order.tolist(),
+            }
+            for output in finished
+        ]
+        self.notes["output"] = self.notes["outputs"][0]
+        return self.context.builder.finish(names, self.notes)
+
+    def _finished(self, output: Value) -> Stream:
+        """The stream of an output, in hardware as far as it goes."""
         if not isinstance(output, Stream):
-            raise Broken(rules.ONE_OUTPUT, "an output that does not depend on the input", "return the logits")
+            raise Broken(rules.ONE_INPUT, "an output that does not depend on the input", "return the logits")
         require_quantized(output, "end in linear logits, or quantize the output")
         if output.tensor == "global_in":
             raise Broken(rules.OPERATION, "a network of quantizers only", "give a network with layers")
-        last = self.context.builder.nodes[-1]
-        flat = last.op_type == "Flatten" and last.output[0] == output.tensor
-        if flat and self.context.builder.shapes[last.input[0]][1:3] == (1, 1):
-            self.context.builder.nodes.pop()  # FINN would leave it in software; (1, 1, 1, C) holds the same
-            del self.context.builder.shapes[output.tensor], self.context.builder.datatypes[output.tensor]
+        builder = self.context.builder
+        last = next(node for node in builder.nodes if output.tensor in node.output)
+        if last.op_type == "Flatten" and builder.shapes[last.input[0]][1:3] == (1, 1):
+            builder.nodes.remove(last)  # FINN would leave it in software; (1, 1, 1, C) holds the same
+            del builder.shapes[output.tensor], builder.datatypes[output.tensor]
             output = replace(output, tensor=last.input[0])
-        self.notes["output"] = {
-            "scale": output.scale.tolist(),
-            "offset": output.offset.tolist(),
-            "shape": [1, *output.shape],
-            "order": None if output.order is None else output.order.tolist(),
-        }
-        return self.context.builder.finish(output.tensor, self.notes)
+        return output
 
 
 def _unsupported(context: Context, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:

@@ -28,7 +28,7 @@ from fxfactor.finn.integer.values import biased, requantize_remedy, require_quan
 
 
 def _convolution(context: Context, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:
-    x, weights = _operands(inputs)
+    x, weights = operands(inputs)
     attributes = attributes_of(node)
     site = context.site(node)
     if len(x.shape) != 3 or weights.integers.ndim != 4:
@@ -46,7 +46,7 @@ def _convolution(context: Context, node: onnx.NodeProto, inputs: list[Value]) ->
     if groups > 1:
         y = grouped_convolution(context, node.output[0], site, x, weights, window, groups)
     else:
-        y = _dense(context, site, x, weights, window)
+        y = dense_convolution(context, site, x, weights, window)
     return (biased(y, inputs[2]) if len(inputs) > 2 and inputs[2] is not None else y,)
 
 
@@ -56,7 +56,8 @@ def _require_one_scale_in_each_group(x: Stream, groups: int) -> None:
         raise Broken(rules.ONE_SCALE, f"{len(np.unique(scale))} scales", requantize_remedy(x))
 
 
-def _dense(context: Context, site: str, x: Stream, weights: Weights, window: Window) -> Stream:
+def dense_convolution(context: Context, site: str, x: Stream, weights: Weights, window: Window) -> Stream:
+    """The accumulators of a convolution of one group, with what they stand for."""
     tensor = x.tensor if window == Window((1, 1)) else context.builder.windows(site, x.tensor, window, depthwise=False)
     integers, real = weights.integers, weights.real
     if x.order is not None:
@@ -68,7 +69,7 @@ def _dense(context: Context, site: str, x: Stream, weights: Weights, window: Win
 
 
 def _linear(context: Context, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:
-    x, weights = _operands(inputs)
+    x, weights = operands(inputs)
     attributes = attributes_of(node)
     if len(x.shape) != 1 or weights.integers.ndim != 2:
         raise Broken(rules.LINEAR_INPUT, f"shape {(1, *x.shape)}", "flatten before the linear layer")
@@ -89,7 +90,8 @@ def _linear(context: Context, node: onnx.NodeProto, inputs: list[Value]) -> Iter
     return (biased(y, inputs[2]) if len(inputs) > 2 and inputs[2] is not None else y,)
 
 
-def _operands(inputs: list[Value]) -> tuple[Stream, Weights]:
+def operands(inputs: list[Value]) -> tuple[Stream, Weights]:
+    """What is multiplied with what."""
     x, weights = inputs[0], inputs[1]
     if not isinstance(x, Stream) or isinstance(weights, Stream):
         raise Broken(rules.OPERATION, "a product of two activations", rules.REMEDIES["Mul"])

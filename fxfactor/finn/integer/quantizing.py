@@ -1,4 +1,4 @@
-"""Activation functions, which wait for a quantizer, and quantizers, which are thresholds on the integers."""
+"""Activation functions, which wait for a quantizer, and quantizers, which are thresholds on the integers or a product."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import onnx
 from fxfactor.finn import rules
 from fxfactor.finn.integer.context import Context, Handler
 from fxfactor.finn.integer.emitting import max_pooled
+from fxfactor.finn.integer.forms import Staircase
 from fxfactor.finn.integer.functions import FUNCTIONS
 from fxfactor.finn.integer.onnx_constants import Broken, Value, attributes_of, quantizer_of, reals
+from fxfactor.finn.integer.requantizing import requantization
 from fxfactor.finn.integer.streams import Quantizer, Reals, Stream, integer_datatype, make_quantizer, thresholds
 from fxfactor.finn.integer.values import operand, quantized
 
@@ -34,7 +36,7 @@ def _function(context: Context, node: onnx.NodeProto, inputs: list[Value]) -> It
 def _quantize(context: Context, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:
     x = operand(inputs)
     quantizer = quantizer_of(node, inputs[1:], x.channels)
-    return (_staircase(context, context.site(node), x, quantizer, None),)
+    return (_staircase(context, node, x, quantizer, None),)
 
 
 def _truncate(context: Context, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:
@@ -54,10 +56,13 @@ def _truncate(context: Context, node: onnx.NodeProto, inputs: list[Value]) -> It
     if rounding not in ("ROUND", "FLOOR", "CEIL"):
         raise Broken(rules.ROUNDING, rounding, "use rounding mode FLOOR")
     integers = replace(x, functions=(*x.functions, lambda real: np.round(real / scale)))
-    return (_staircase(context, context.site(node), integers, quantizer, output_scale.reshape(1)),)
+    return (_staircase(context, node, integers, quantizer, output_scale.reshape(1)),)
 
 
-def _staircase(context: Context, site: str, x: Stream, quantizer: Quantizer, output_scale: Reals | None) -> Stream:
+def _staircase(
+    context: Context, node: onnx.NodeProto, x: Stream, quantizer: Quantizer, output_scale: Reals | None
+) -> Stream:
+    site, output = context.site(node), node.output[0]
     if any(x.pads):
         raise Broken(rules.PADDING, "padding before a quantizer", "pad inside the convolution (padding=)")
     if x.order is not None and len(quantizer.scale) > 1:
@@ -67,11 +72,35 @@ def _staircase(context: Context, site: str, x: Stream, quantizer: Quantizer, out
     high = quantizer.levels(x.evaluate(x.high[:, None]))[:, 0].astype(np.int64)
     if low.min() >= 0:
         quantizer = quantizer.unsigned()
-    tensor = context.builder.quantize(site, x, quantizer, thresholds(x, quantizer))
+    tensor = _written(context, site, x, quantizer, output)
     result = replace(quantized(x, quantizer, tensor), low=low, high=high)
     for number, window in enumerate(x.pools):
         result = max_pooled(context, f"{site}.pool{number}", result, window)
     return result if output_scale is None else replace(result, scale=np.full(x.channels, output_scale[0]))
+
+
+def _written(context: Context, site: str, x: Stream, quantizer: Quantizer, output: str) -> str:
+    """The tensor of levels: thresholds, or the multiplication that gives the same where that is chosen."""
+    steps, choices = thresholds(x, quantizer), context.choices
+    chosen = output in choices.multiplied
+    line = requantization(x, quantizer, steps) if chosen or choices.look else None
+    if line is not None:
+        context.staircases.append(
+            Staircase(
+                site,
+                output,
+                x.channels,
+                context.builder.shapes[x.tensor][1:-1],
+                integer_datatype(int(x.low.min()), int(x.high.max())),
+                quantizer.datatype,
+                line.scale_bits,
+                line.bias_bits,
+                line.shift,
+            )
+        )
+        if chosen:
+            return context.builder.requantize(site, x, quantizer, line)
+    return context.builder.quantize(site, x, quantizer, steps)
 
 
 def _rising(context: Context, site: str, x: Stream) -> Stream:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from fxfactor.finn import rules
+from fxfactor.finn.integer.channels import SHUFFLE
 from fxfactor.finn.integer.context import Context, Handler
 from fxfactor.finn.integer.emitting import flattened, joined, split_channels
 from fxfactor.finn.integer.onnx_constants import Broken, Value, attributes_of
@@ -79,20 +80,42 @@ def _split(context: Context, node: onnx.NodeProto, inputs: list[Value]) -> Itera
         sizes = [x.channels // len(node.output)] * len(node.output)
     sizes = [int(size) for size in np.ravel(sizes)]  # type: ignore[arg-type]
     require_quantized(x, "split after a quantizer")
-    if rank == 4 and x.order is not None:
-        raise Broken(rules.GROUPED_ORDER, "a split of channels in another order", 'give grouped="block"')
-    if axis % rank != 1 or sum(sizes) != x.channels or x.order is not None:
+    if axis % rank != 1 or sum(sizes) != x.channels or (rank == 2 and x.order is not None):
         raise Broken(rules.SPLIT, f"sizes {sizes} along axis {axis}", "use torch.split(x, [n, ...], 1)")
-    return _parts(split_channels(context, context.site(node), x.tensor, sizes), x, sizes)
+    return _parts(context, context.site(node), x, sizes)
 
 
-def _parts(names: list[str], x: Stream, sizes: list[int]) -> Iterable[Value]:
-    start = 0
-    for name, size in zip(names, sizes, strict=True):
-        chosen = slice(start, start + size)
+def _parts(context: Context, site: str, x: Stream, sizes: list[int]) -> Iterable[Value]:
+    """The parts of x; where its channels lie in another order, each part is put together from the runs that it has in x."""
+    order = np.arange(x.channels) if x.order is None else x.order
+    starts = np.cumsum([0, *sizes])
+    owner = np.searchsorted(starts, order, side="right") - 1
+    cuts = [0, *(np.flatnonzero(np.diff(owner)) + 1).tolist(), x.channels]
+    lengths = np.diff(cuts).tolist()
+    names = split_channels(context, site, x.tensor, lengths)
+    runs: list[list[Stream]] = [[] for _ in sizes]
+    for name, start, length in zip(names, cuts, lengths, strict=False):
+        chosen = slice(start, start + length)
         arrays: dict[str, Any] = {key: getattr(x, key)[chosen] for key in ("low", "high", "scale", "offset")}
-        yield replace(x, tensor=name, shape=(size, *x.shape[1:]), columns=None, **arrays)
-        start += size
+        index = int(owner[start])
+        own = None if x.order is None else order[chosen] - starts[index]
+        runs[index].append(replace(x, tensor=name, shape=(length, *x.shape[1:]), columns=None, order=own, **arrays))
+    for part in runs:
+        if len(part) == 1:
+            yield part[0]
+        else:
+            whole = joined(context, f"{site}.part", part)
+            orders = [run.order for run in part if run.order is not None]
+            yield replace(whole, shape=(whole.channels, *x.shape[1:]), order=np.concatenate(orders))
+
+
+def _shuffle(context: Context, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:
+    """The same tensor, with its channels under other numbers."""
+    x = operand(inputs)
+    taken = np.asarray(attributes_of(node)["order"])
+    place = np.argsort(taken)  # channel of the input → of the result
+    order = place if x.order is None else place[x.order]
+    return (replace(x, order=None if (order == np.arange(x.channels)).all() else order),)
 
 
 def _identity(context: Context, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:
@@ -105,6 +128,7 @@ def _shape(context: Context, node: onnx.NodeProto, inputs: list[Value]) -> Itera
 
 
 HANDLERS: dict[str, Handler] = {
+    SHUFFLE: _shuffle,
     "Concat": _concatenate,
     "Dropout": _identity,
     "Flatten": _flatten,

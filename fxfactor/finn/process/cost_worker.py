@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 DOMAIN = "finn.custom_op.fpgadataflow"
+NAMES = ("lut", "bram", "dsp", "uram")
 
 
 def load_worker() -> Any:
@@ -46,8 +47,9 @@ def build(chains: list[Any], part: str) -> tuple[Any, list[list[Any]]]:
             if "weightDataType" in attributes:
                 inputs.append(f"weights{attributes['weightDataType'].lstrip('UINT')}")
             node = helper.make_node(
-                kind, inputs, [f"{index}.{position + 1}"], domain=DOMAIN, backend="fpgadataflow", **attributes
-            )
+                kind, inputs, [f"{index}.{position + 1}"], f"{index}.{position}", domain=DOMAIN, backend="fpgadataflow",
+                **attributes,
+            )  # fmt: skip
             style = _determine_impl_style(node, part, model)
             node.op_type, node.domain = f"{kind}_{style}", f"{DOMAIN}.{style}"
             members.append(node)
@@ -58,7 +60,7 @@ def build(chains: list[Any], part: str) -> tuple[Any, list[list[Any]]]:
 
 
 def price(request: dict[str, Any], folding: Any) -> list[dict[str, float]]:
-    """LUTs, 18 kbit block RAMs, DSPs, UltraRAMs and cycles per frame of every chain, the cycles of its slowest layer.
+    """LUTs, 18 kbit block RAMs, DSPs and UltraRAMs of every chain by us and by FINN, and the cycles of its slowest layer.
 
     Each chain is folded and priced as `folding` does it in a whole network, its width converters left out.
     """
@@ -77,8 +79,9 @@ def price(request: dict[str, Any], folding: Any) -> list[dict[str, float]]:
     prices = []
     for members in chains:
         layers = [getCustomOp(node) for node in members]
-        (lut, bram18, dsp, uram), cycles = folding.cheapest(layers, part, board, most_cycles, board[3] > 0)
-        prices.append({"lut": lut, "bram": bram18, "dsp": dsp, "uram": uram, "cycles": cycles})
+        ours, finns, cycles = folding.cheapest(layers, part, board, most_cycles, board[3] > 0)
+        priced = {**dict(zip(NAMES, ours, strict=True)), "cycles": cycles}
+        prices.append({**priced, **{f"finn_{name}": cost for name, cost in zip(NAMES, finns, strict=True)}})
     return prices
 
 
@@ -93,6 +96,7 @@ def main(arguments: list[str]) -> int:
         worker.require_finn()
         worker.load("fast_lookups").use_fast_lookups()
         worker.load("grouped_mvau")
+        worker.load("integer_requant")
         channel.send({"event": "prices", "step": "pricing", "prices": price(request, worker.load_folding())})
     except worker.Stop as stop:
         channel.send(stop.event)

@@ -22,6 +22,7 @@ import copy
 import json
 import math
 import multiprocessing
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ from qonnx.custom_op.registry import getCustomOp
 from qonnx.util.basic import interleave_matrix_outer_dim_from_partitions
 
 DOMAIN = "finn.custom_op.fpgadataflow"
+OF_FXFACTOR = ("grouped_mvau", "integer_requant")
+"""The files with hardware layers that FINN does not have."""
 
 
 class MVAUGrouped(MVAU):
@@ -214,7 +217,7 @@ def step_register_mvau_grouped(model: Any, cfg: Any) -> Any:
     FINN+ starts every process of a pool afresh ("spawn"), and it would know FINN's own layers only. "forkserver" is as safe,
     since what it forks has never run a thread of the build, and can import this file first.
     """
-    multiprocessing.set_forkserver_preload([__name__])
+    multiprocessing.set_forkserver_preload([name for name in OF_FXFACTOR if name in sys.modules])
     multiprocessing.set_start_method("forkserver", force=True)
     return model
 

@@ -13,9 +13,21 @@ CONSTANTS = {"MVAU_hls": 1, "VVAU_hls": 1}
 """Layers in HLS -> which of their inputs is constant; an elementwise layer says so in its attributes."""
 
 
-def tensor_names(model: Any) -> dict[tuple[str, int], str]:
-    """(layer, output) -> the name of its tensor, to be asked before FINN gives all tensors new names."""
-    return {(node.name, index): name for node in model.graph.node for index, name in enumerate(node.output)}
+def tensor_names(model: Any, outputs: list[str]) -> dict[tuple[str, int], str]:
+    """(layer, output) -> the name of its tensor, to be asked before FINN gives all tensors new names.
+
+    `outputs`: what the outputs of the model are called in the network around it; so are those of the layers behind which
+    nothing but FIFOs stands.
+    """
+    names = {(node.name, index): name for node in model.graph.node for index, name in enumerate(node.output)}
+    produced = {name: (node, index) for node in model.graph.node for index, name in enumerate(node.output)}
+    for name, told in zip([output.name for output in model.graph.output], outputs, strict=True):
+        node, index = produced[name]
+        names[node.name, index] = told
+        while node.op_type.startswith("StreamingFIFO"):
+            node, index = produced[node.input[0]]
+            names[node.name, index] = told
+    return names
 
 
 def describe(model: Any, names: dict[tuple[str, int], str], folder: Path) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from fxfactor.arrays import read_arrays
 from fxfactor.errors import FinnError
 from fxfactor.finn.integer.builder import METADATA
 from fxfactor.finn.integer.execute import execute
-from fxfactor.finn.integer.forms import Choose, GroupedConvolution, as_blocks
+from fxfactor.finn.integer.forms import DEFAULT, Choices, GroupedConvolution, Staircase
 from fxfactor.finn.integer.interpret import interpret
 from fxfactor.finn.rules import Finding
 
@@ -36,25 +36,38 @@ class IntegerNetwork:
     notes: dict[str, Any]
     findings: tuple[Finding, ...]
     grouped: tuple[GroupedConvolution, ...] = ()
+    staircases: tuple[Staircase, ...] = ()
 
     def __call__(self, images: Array) -> NDArray[np.float64]:
-        """What the network computes for `images` (N, C, H, W), as PyTorch would give it, by way of integers."""
+        """What the network computes for `images` (N, C, H, W), as PyTorch would give it, by way of integers.
+
+        Of several outputs it is the first; `from_integers` takes the others.
+        """
         return self.from_integers(execute(self.model, self.to_integers(images)))
 
     def to_integers(self, images: Array) -> Array:
-        """Images (N, C, H, W) as the network's input quantizer sees them, laid out as (N, H, W, C)."""
+        """Images (N, C, H, W) as the network's input quantizer sees them, laid out as (N, H, W, C); (N, C, L) as (N, L, 1, C).
+
+        In float64, as `fxfactor.finn.reference` does it.
+        """
         note = self.notes["input"]
         rounding: Any = {"ROUND": np.round, "FLOOR": np.floor, "CEIL": np.ceil}[note["rounding"]]
-        integers = np.clip(rounding(images / np.float32(note["scale"])), note["lowest"], note["highest"])
-        return np.moveaxis(integers, 1, -1).astype(np.float32)
+        integers = np.clip(rounding(images.astype(np.float64) / note["scale"]), note["lowest"], note["highest"])
+        return channels_last(integers)
 
-    def from_integers(self, integers: NDArray[Any]) -> NDArray[np.float64]:
-        """What the hardware's output (N, ..., channels) stands for, as PyTorch would give it: (N, channels, ...)."""
-        note = self.notes["output"]
+    def from_integers(self, integers: NDArray[Any], output: int = 0) -> NDArray[np.float64]:
+        """What an output of the hardware (N, ..., channels) stands for, as PyTorch would give it: (N, channels, ...)."""
+        note = self.notes["outputs"][output]
         real: NDArray[np.float64] = integers * np.asarray(note["scale"]) + np.asarray(note["offset"])
         if note["order"] is not None:
             real = real[..., np.argsort(note["order"])]
         return np.moveaxis(real, -1, 1).reshape(len(integers), *note["shape"][1:])
+
+
+def channels_last(images: NDArray[Any]) -> Array:
+    """Images (N, C, H, W) as (N, H, W, C), (N, C, L) as (N, L, 1, C), (N, C) as they are."""
+    moved = np.moveaxis(images, 1, -1).astype(np.float32)
+    return moved[:, :, None] if moved.ndim == 3 else moved
 
 
 def load_model(file: str | Path) -> onnx.ModelProto:
@@ -109,38 +122,47 @@ def _without_custom(model: onnx.ModelProto) -> onnx.ModelProto:
     return onnx.helper.make_model(graph, opset_imports=list(model.opset_import), ir_version=model.ir_version)
 
 
-def load_integers(file: str | Path, choose: Choose = as_blocks) -> IntegerNetwork:
-    """The network in `file` in integers, grouped convolutions in the form that `choose` gives.
+def load_integers(file: str | Path, choices: Choices = DEFAULT) -> IntegerNetwork:
+    """The network in `file` in integers, grouped convolutions and quantizers as the choices say.
 
     Raises FinnError that lists every broken rule, its place and the remedy.
     """
-    interpretation = interpret(load_model(file), choose)
+    interpretation = interpret(load_model(file), choices)
     blocking = [finding for finding in interpretation.findings if finding.blocks]
     if interpretation.model is None or blocking:
         lines = "\n".join(f"  {finding}" for finding in blocking)
         raise FinnError(f"FINN cannot take {file}; see fxfactor.finn.check. Broken rules:\n{lines}")
     properties = {entry.key: entry.value for entry in interpretation.model.metadata_props}
     notes = json.loads(properties[METADATA])
-    return IntegerNetwork(interpretation.model, notes, interpretation.findings, interpretation.grouped)
+    found = interpretation
+    return IntegerNetwork(interpretation.model, notes, found.findings, found.grouped, found.staircases)
 
 
-def load_images(verify: Any) -> tuple[Array, Array]:
-    """Inputs and expected outputs as float32 arrays. Raises FinnError where they are not pairs of arrays."""
+def load_images(verify: Any, count: int = 1) -> tuple[Array, list[Array]]:
+    """Inputs and `count` expected outputs as float32 arrays. Raises FinnError where they are not pairs of arrays.
+
+    Of several outputs a pair holds a tuple, a file "y", "y1" and so on.
+    """
     if isinstance(verify, str | Path):
         path = Path(verify)
         if not path.is_file():
             raise FinnError(
                 f'required: an .npz file with arrays "x" and "y"; found: nothing at {path}; write one with numpy.savez'
             )
-        pair: tuple[Any, ...] = read_arrays(path, ("x", "y"), "images and outputs to verify with")
+        names = ("x", "y", *(f"y{index}" for index in range(1, count)))
+        given: tuple[Any, ...] = read_arrays(path, names, "images and outputs to verify with")
     else:
-        pair = tuple(each.detach().cpu().numpy() if hasattr(each, "detach") else np.asarray(each) for each in verify)
-    if len(pair) != 2 or len(pair[0]) != len(pair[1]) or not len(pair[0]):
+        several = len(verify) == 2 and isinstance(verify[1], tuple | list)
+        given = (verify[0], *verify[1]) if several else tuple(verify)
+    arrays = [each.detach().cpu().numpy() if hasattr(each, "detach") else np.asarray(each) for each in given]
+    lengths = [len(each) for each in arrays]
+    if len(arrays) != 1 + count or len(set(lengths)) > 1 or not lengths[0]:
+        wanted = "outputs" if count == 1 else f"{count} outputs, each of them"
         raise FinnError(
-            f"required: as many outputs as inputs, at least one; found: {[len(each) for each in pair]}; "
-            "give verify=(images, model(images))"
+            f"required: as many {wanted} as inputs, at least one; found: {lengths}; give verify=(images, model(images))"
         )
-    return pair[0].astype(np.float32), pair[1].astype(np.float32)
+    images, *outputs = (each.astype(np.float32) for each in arrays)
+    return images, outputs
 
 
 def load_array(file: str | Path) -> Array:

@@ -23,7 +23,7 @@ from fxfactor.finn.simulation.rtl import Code, code_of
 from fxfactor.finn.simulation.running import Bench, Raw, interval_of, least_depth, unlimited
 from fxfactor.finn.simulation.tools import Tools, find_tools
 from fxfactor.finn.simulation.words import elements_of
-from fxfactor.finn.target import Folding, Frames, Target
+from fxfactor.finn.target import Folding, Frames, Limits, Target
 
 LEAST_FRAMES = 3
 """The first fills the pipeline, the time between the others is the time of a frame."""
@@ -42,7 +42,9 @@ def simulate(
     clock_ns: float = 5.0,
     *,
     fifo_depths: Depths = None,
+    limits: Limits | None = None,
     grouped: Form | None = None,
+    requant: bool | None = None,
     folding: Folding = "fxfactor",
     python: str | Path | None = None,
     timeout_s: float = 3600.0,
@@ -61,13 +63,13 @@ def simulate(
     its input evenly spread over a frame, and every FIFO gets as many words as it held then at most. A mapping gives depths
     for some streams by name ("MVAU_rtl_0 -> Thresholding_rtl_0"); a number is for all of them.
 
-    `grouped`, `folding` and the other arguments are as in `fxfactor.finn.estimate`. A wrong word is no error: see
+    `grouped`, `requant`, `folding` and the other arguments are as in `fxfactor.finn.estimate`. A wrong word is no error: see
     `Simulation.is_right` and `Simulation.differences`. Raises FinnError where a rule is broken, FINN, Verilator or a
     C++ compiler is missing, a layer has neither RTL nor a model, or `timeout_s` seconds pass. Nothing is left behind
     then but what the cache keeps.
     """
     started = time.monotonic()
-    target, tools = Target(board, clock_ns, target_fps, python), find_tools()
+    target, tools = Target(board, clock_ns, target_fps, python, limits), find_tools()
     _require_depth(fifo_depths)
     integers = _integer_images(images, load_integers(file))
     job = Job(
@@ -79,6 +81,7 @@ def simulate(
         generate=True,
         describe=True,
         grouped=grouped,
+        requant=requant,
         folding=folding,
     )
     with job.folder() as folder, Commands(started + timeout_s) as commands:

@@ -75,6 +75,18 @@ def _elementwise(layer: Layer) -> Parameters:
     return "Elementwise", [operation, first, len(values), *values.tolist()]
 
 
+def _upsample(layer: Layer) -> Parameters:
+    given = layer.attributes
+    factors = [given["HO"] // given["HI"], given["WO"] // given["WI"]]
+    return "Enlarge", [given["HO"], given["WO"], given["NumChannels"] // given["SIMD"], *factors, 0]
+
+
+def _spread(layer: Layer) -> Parameters:
+    given = layer.attributes
+    size = [n + (n - 1) * (stride - 1) for n, stride in zip(given["ImgDim"], given["Stride"], strict=True)]
+    return "Enlarge", [*size, given["NumChannels"] // given["SIMD"], *given["Stride"], 1]
+
+
 def _global_sum(layer: Layer) -> Parameters:
     pixels = prod(layer.attributes["numInputVectors"])
     return "GlobalSum", [pixels, layer.in_ports[0].words // pixels]
@@ -113,11 +125,13 @@ def _matrix_unit(layer: Layer) -> Parameters:
 MODELS: dict[str, Callable[[Layer], Parameters]] = {
     "DuplicateStreams_hls": _duplicate,
     "ElementwiseAdd_hls": _elementwise,
+    "FMPadding_Pixel_hls": _spread,
     "GlobalAccPool_hls": _global_sum,
     "MVAU_hls": _matrix_unit,
     "Pool_hls": _pool,
     "StreamingConcat_hls": _distribute,
     "StreamingSplit_hls": _distribute,
+    "UpsampleNearestNeighbour_hls": _upsample,
     "VVAU_hls": _vector_unit,
 }
 """FINN's kind of layer -> its model; elementwise operations of other names are looked at one by one."""

@@ -6,6 +6,7 @@ into words; a window generator for channel runs gives it in another order; paddi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +48,7 @@ def origins(design: Design, model: onnx.ModelProto) -> tuple[Origin, ...]:
         for stream in layer.outputs:
             tensor = design.streams[stream].tensor
             if stream in design.sinks:
-                tensor = model.graph.output[0].name
+                tensor = _output(tensor, model)
             before = found[layer.inputs[0]] if layer.inputs else None
             found[stream] = _origin(layer, tensor, before, known)
     if None in found:
@@ -56,6 +57,13 @@ def origins(design: Design, model: onnx.ModelProto) -> tuple[Origin, ...]:
             f"required: layers in the order of execution; found: nothing writes {lost}; report it as a defect"
         )
     return tuple(origin for origin in found if origin is not None)
+
+
+def _output(tensor: str | None, model: onnx.ModelProto) -> str:
+    """The output of the integer graph that FINN calls `tensor`: by that name, or numbered where there are several."""
+    outputs = [output.name for output in model.graph.output]
+    number = re.fullmatch(r"global_out_(\d+)", tensor or "")
+    return str(tensor) if tensor in outputs else outputs[int(number[1]) if number else 0]
 
 
 def _origin(layer: Layer, tensor: str | None, before: Origin | None, known: set[str]) -> Origin:

@@ -136,6 +136,9 @@ def settings(members: Sequence[Member], ultra: bool) -> Iterator[Settings]:
     elif member.kind == "Thresholding_rtl":
         for pe in divisors(member.get("NumChannels")):
             yield from (({"PE": pe, **each},) for each in _threshold_memories(member, pe))
+    elif member.kind == "IntegerRequant_rtl":
+        for pe, style in product(divisors(member.get("NumChannels")), ("distributed", "block")):
+            yield ({"PE": pe, "rom_style": style},)
     else:
         yield from (({**each},) for each in _plain(member))
 

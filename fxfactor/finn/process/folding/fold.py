@@ -114,7 +114,11 @@ def _signature(members: Sequence[Member], waiting: dict[tuple[str, str], int]) -
     """What a unit's candidates depend on: equal for layers that differ in names and weights only."""
     ports = []
     for member in members:
-        attributes = sorted((name, repr(value)) for name, value in member.attributes.items() if "dir" not in name)
+        attributes = sorted(
+            (name, repr(value))
+            for name, value in member.attributes.items()
+            if "dir" not in name and name not in ("Scales", "Biases")
+        )
         held = [waiting.get((member.node.name, name), 0) for name in member.node.input]
         ports.append((member.kind, member.narrow, tuple(attributes), tuple(held), len(member.node.output)))
     return tuple(ports)

@@ -79,6 +79,20 @@ def threshold_luts(pe: int, bits: int, input_bits: int, memory: int) -> float:
     return 30 + 1.29 * memory + 0.98 * pe * bits * input_bits
 
 
+def requant_luts(
+    pe: int, input_bits: int, scale_bits: int, bias_bits: int, bits: int, signed: bool, slices: int
+) -> float:
+    """Look-up tables of IntegerRequant without its parameters. `input_bits` and `scale_bits` with their signs.
+
+    Read off 19 counts by Yosys (inputs of 8 to 26 bits, scales of 10 to 26, results of 2 to 8, PE 1 to 16), all within 11 %: for
+    each of `pe` results an adder of product and bias, one for each bit of the result and 3 for its sign; 34 that join the
+    products where there are two of `slices`, DSP slices for each result. Where both numbers are wide Yosys takes four of
+    them, and up to 170 look-up tables.
+    """
+    adder = max(input_bits + scale_bits, bias_bits, bits) + 1
+    return 6 + pe * (adder + bits + 1 + 3 * signed + 34 * (slices - 1))
+
+
 def rom_luts(width: int, depth: int) -> int:
     """A memory in look-up tables: 64 bits each, 32 bits of two columns where no more rows are needed; wide multiplexers
     join up to 256 rows for nothing.

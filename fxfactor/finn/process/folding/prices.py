@@ -34,6 +34,8 @@ def ours(layer: Any, part: str, narrow: bool) -> Costs:
         return _hls_unit(layer, part)
     if kind == "Thresholding_rtl":
         return _thresholds(layer, part)
+    if kind == "IntegerRequant_rtl":
+        return _multiplication(layer, part)
     theirs = finns(layer, part)
     return (theirs[0] or _small_layer_luts(layer, kind), *theirs[1:])
 
@@ -83,6 +85,18 @@ def _thresholds(layer: Any, part: str) -> Costs:
     memory = pe * sum(formulas.rom_luts(width, depth) for depth in depths if not block or depth < block)
     bram18 = pe * sum(formulas.block_rams(width, depth) for depth in depths if block and depth >= block)
     return formulas.threshold_luts(pe, bits, entering, memory), float(bram18), 0.0, 0.0
+
+
+def _multiplication(layer: Any, part: str) -> Costs:
+    """A quantizer as a product: what multiplies is certain, the rest is by our formula. FINN has no such layer."""
+    (width, words), pe, leaving = layer.memory(), layer.get_nodeattr("PE"), layer.get_output_datatype()
+    dsp, is_block = layer.dsp_estimation(part), layer.get_nodeattr("rom_style") == "block"
+    entering, scale = layer.multiplied()
+    lut = formulas.requant_luts(
+        pe, entering, scale, layer.get_nodeattr("BiasBits"), leaving.bitwidth(), leaving.signed(), dsp // pe
+    )
+    memory = 0 if is_block else formulas.rom_luts(width, words)
+    return lut + memory, float(formulas.block_rams(width, words)) if is_block else 0.0, float(dsp), 0.0
 
 
 def _small_layer_luts(layer: Any, kind: str) -> float:

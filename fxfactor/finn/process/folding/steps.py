@@ -11,7 +11,7 @@ from .candidates import WRITEABLE, Member, candidates, words
 from .connections import SHALLOW, Prices, waiting_pixels
 from .fold import custom_of, edges, fold, is_narrow
 from .prices import finns, ours
-from .program import RESOURCES, Costs, Infeasible
+from .program import RESOURCES, Costs, Infeasible, add
 
 __all__ = ["Infeasible", "cheapest", "price", "write"]
 
@@ -74,8 +74,8 @@ def price(model: Any, part: str, request: dict[str, Any]) -> dict[str, Any]:
     return {"layers": layers, "streams": list(_streams(model, prices)), "silent": silent, "written": written}
 
 
-def cheapest(layers: list[Any], part: str, board: Costs, most_cycles: int, ultra: bool) -> tuple[Costs, int]:
-    """Costs and cycles of layers that are folded together, without neighbours: the choice that `fold` makes for them.
+def cheapest(layers: list[Any], part: str, board: Costs, most_cycles: int, ultra: bool) -> tuple[Costs, Costs, int]:
+    """Costs by us and by FINN, and cycles, of layers folded together without neighbours: the choice that `fold` makes.
 
     The least sum of shares of `board` at so many cycles; where none is fast enough, of the fastest.
     """
@@ -90,7 +90,11 @@ def cheapest(layers: list[Any], part: str, board: Costs, most_cycles: int, ultra
     best = min(
         found, key=lambda each: sum(cost / there for cost, there in zip(each.costs, board, strict=True) if there)
     )
-    return best.costs, best.cycles
+    for member, attributes in zip(members, best.attributes.values(), strict=True):
+        member.attributes.update(attributes)
+        for name, value in attributes.items():  # in the node too, from which a block makes the unit that it asks
+            member.layer.set_nodeattr(name, value)
+    return best.costs, add(*(finns(member.layer, part) for member in members)), best.cycles
 
 
 def _streams(model: Any, prices: Prices) -> Any:

@@ -75,6 +75,11 @@ class Model : public Layer {
   virtual bool writes(int port) = 0;  // whether this iteration gives a word to an output
   virtual void iterate() = 0;
   void write(int port, const Word& word) { waiting[port].push_back(word); }
+  void write(int port, const int64_t* values) {
+    Word word = out[port].zeros();
+    for (int index = 0; index < out[port].count; index++) out[port].set(word, index, values[index]);
+    write(port, word);
+  }
 
   std::vector<Elements> in, out;
   std::vector<Word> words;
@@ -148,6 +153,30 @@ class Distribute : public Model {
   int64_t done = 0;
 };
 
+// UpsampleNearestNeighbour and FMPadding_Pixel: a map of `height` × `width` pixels of `folds` words; one pixel of each
+// `down` × `across` is read, and the others are the same again, or zeros.
+class Enlarge : public Model {
+ public:
+  Enlarge(std::vector<Elements> in, std::vector<Elements> out, int64_t height, int64_t width, int64_t folds, int64_t down,
+          int64_t across, bool zeros)
+      : Model(std::move(in), std::move(out)), height(height), width(width), folds(folds), down(down), across(across),
+        zeros(zeros), row((width + across - 1) / across * folds) {}
+
+ private:
+  bool reads(int) override { return step / folds / width % down == 0 && step / folds % width % across == 0; }
+  bool writes(int) override { return true; }
+  void iterate() override {
+    Word& held = row[step / folds % width / across * folds + step % folds];
+    if (reads(0)) held = words[0];
+    write(0, zeros && !reads(0) ? out[0].zeros() : held);
+    step = (step + 1) % (height * width * folds);
+  }
+  int64_t height, width, folds, down, across;
+  bool zeros;
+  std::vector<Word> row;
+  int64_t step = 0;
+};
+
 // GlobalAccPool: sums over all pixels, then one word for each fold of the channels.
 class GlobalSum : public Model {
  public:
@@ -189,11 +218,7 @@ class Pool : public Model {
       int64_t value = in[0].get(words[0], index), &held = values[index];
       held = step == 0 ? value : largest ? std::max(held, value) : held + value;
     }
-    if (writes(0)) {
-      Word word = out[0].zeros();
-      for (int index = 0; index < in[0].count; index++) out[0].set(word, index, values[index]);
-      write(0, word);
-    }
+    if (writes(0)) write(0, values.data());
     step = (step + 1) % positions;
   }
   bool largest;
@@ -218,9 +243,7 @@ class VectorUnit : public Model {
       for (int64_t p = 0; p < pe; p++)
         sums[p] += in[0].get(words[0], s * pe + p) * weights[(channel + p) * positions + at + s];
     if (writes(0)) {
-      Word word = out[0].zeros();
-      for (int64_t p = 0; p < pe; p++) out[0].set(word, p, sums[p]);
-      write(0, word);
+      write(0, sums.data());
       sums.assign(pe, 0);
       channel = (channel + pe) % channels;
     }
@@ -249,9 +272,7 @@ class MatrixUnit : public Model {
       for (int64_t p = 0; p < pe; p++) sums[p] += vector[row + s] * weights[(row + s) * columns + column + p];
     }
     if (writes(0)) {
-      Word word = out[0].zeros();
-      for (int64_t p = 0; p < pe; p++) out[0].set(word, p, sums[p]);
-      write(0, word);
+      write(0, sums.data());
       sums.assign(pe, 0);
       column = (column + pe) % columns;
     }

@@ -98,6 +98,10 @@ std::unique_ptr<Layer> model(const std::string& path) {
     file >> count;
     return std::make_unique<Distribute>(in, out, integers(file, count));
   }
+  if (kind == "Enlarge") {
+    auto map = integers(file, 6);
+    return std::make_unique<Enlarge>(in, out, map[0], map[1], map[2], map[3], map[4], map[5] != 0);
+  }
   if (kind == "Elementwise") {
     bool first;
     file >> operation >> first >> count;
