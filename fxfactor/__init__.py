@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from fxfactor.analysis.cost import cost
     from fxfactor.analysis.distributions import distributions
     from fxfactor.analysis.summary import summary
+    from fxfactor.compression.compress import compress
+    from fxfactor.compression.result import Compressed
     from fxfactor.errors import (
         CaptureError,
         ExportError,
@@ -47,6 +49,8 @@ _HOMES = {
     "analysis.cost": ("cost",),
     "analysis.distributions": ("distributions",),
     "analysis.summary": ("summary",),
+    "compression.compress": ("compress",),
+    "compression.result": ("Compressed",),
     "errors": (
         "CaptureError",
         "ExportError",
@@ -86,6 +90,7 @@ __all__ = [
     "Budget",
     "CaptureError",
     "Change",
+    "Compressed",
     "Exploration",
     "ExportError",
     "Exported",
@@ -102,6 +107,7 @@ __all__ = [
     "Skip",
     "calibrate",
     "capture",
+    "compress",
     "continue_from",
     "cost",
     "distributions",

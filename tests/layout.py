@@ -40,6 +40,15 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
         "tests/finn/test_runner.py tests/finn/test_prepare.py tests/finn/test_simulation_flow.py",
         "needs finn-plus, as all in tests/finn",
     ),
+    "fxfactor/compression/run.py": ("tests/compression/test_compress.py", "what happens in a call of compress"),
+    "fxfactor/compression/state_file.py": (
+        "tests/compression/test_compress.py",
+        "seen where a run goes on that was stopped",
+    ),
+    "fxfactor/storage/state_file.py": (
+        "tests/exploration/test_state_file.py tests/exploration/test_hostile_state_files.py tests/compression/test_compress.py",
+        "what explorations and compressions have in common",
+    ),
     "fxfactor/finn/__init__.py": ("tests/finn/test_check.py", "names alone, and which extra is missing"),
     "fxfactor/finn/boards.py": (
         "tests/finn/test_runner.py tests/finn/test_costs.py",

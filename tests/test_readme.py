@@ -59,7 +59,7 @@ def given() -> dict[str, object]:
         "images": images,
         "loader": images.split(1),
     } | {
-        "train": images.split(2),
+        "train": [(part, model(part).argmax(1)) for part in images.split(2)],
         "validation": [(images, model(images).argmax(1))],
     }
 

@@ -14,6 +14,7 @@ INK, FAINT, PAPER = "#1f2933", "#7b8794", "#ffffff"
 COLOUR = "#2f6db5"
 WORDS = {
     "cli": "the command line",
+    "compression": "compress: from a network to a build",
     "report": "one HTML page",
     "planning": "search: a plan under a budget",
     "exploration": "explore: levels × bits",

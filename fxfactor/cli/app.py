@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from fxfactor.cli.compress import compress
 from fxfactor.cli.explore import explore
 from fxfactor.cli.faults import close_broken_pipe, explain
 from fxfactor.cli.finn import app as finn
@@ -50,7 +51,7 @@ def _options(version: Annotated[bool, typer.Option("--version", help="Print the 
         raise typer.Exit
 
 
-for _each in (transform, plan, summary, export, evaluate, finetune, distributions, report, explore, search):
+for _each in (transform, plan, summary, export, evaluate, finetune, distributions, report, explore, search, compress):
     app.command()(command(_each))
 app.add_typer(finn, name="finn")
 

@@ -19,7 +19,9 @@ UNITS = {
     "dsp": "DSP slices",
     "cycles": "cycles per frame",
     "uram": "UltraRAMs",
+    "share": "thousandths of the board",
 }
+"""Cost -> its unit. `share`: of the board's LUTs, BRAMs, DSPs and UltraRAMs, added; `fxfactor.compress` saves it."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,9 @@ class Budget:
         if isinstance(self.cycles, float) and self.cycles <= 1:
             raise PreconditionError(f"Budget(cycles=…) is a number of clock cycles, not a share; found {self.cycles!r}")
         if not self.given():
-            raise PreconditionError(f"a Budget needs at least one of {', '.join(UNITS)}, found none")
+            raise PreconditionError(
+                f"a Budget needs at least one of {', '.join(each.name for each in fields(self))}, found none"
+            )
 
     def given(self) -> dict[str, float]:
         """The limits that are set, by name."""

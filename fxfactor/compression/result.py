@@ -1,0 +1,141 @@
+"""What a compression answers: accuracy and hardware of every candidate in one row, and which was taken."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fxfactor.plan.plan import Plan
+from fxfactor.rich_table import new_table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+RESOURCES = ("lut", "bram18", "dsp", "uram")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One candidate after one stage. `metric`: measured on the validation data after `epochs` epochs of training in all.
+
+    `lut` … `fps`: our estimates of the whole network on the board (`fxfactor.finn.estimate`), before synthesis; `share`: the
+    sum of the shares of the board's resources, 1.0 for all of one of them. They are None where no folding gives the network
+    on this board, and `message` says why. `fits`: whether it is within the board and its limits. `kept`: whether it went on
+    to the next stage; of those of the last stage, whether nothing cheaper is as good. `whole`: no layer is factorized.
+    """
+
+    name: str
+    whole: bool
+    epochs: int
+    metric: float | None
+    share: float | None = None
+    lut: int | None = None
+    bram18: int | None = None
+    dsp: int | None = None
+    uram: int | None = None
+    fps: float | None = None
+    fits: bool = False
+    message: str = ""
+    kept: bool = False
+
+    @property
+    def lost(self) -> bool:
+        """Whether nothing can become of it."""
+        return not self.fits or self.metric is None
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """The result of `fxfactor.compress`: every candidate after every stage, the one that was taken, and where it lies.
+
+    rows: stage by stage. best: the row of the network in `folder`. target: board, clock and speed, in words. plans: by name.
+    """
+
+    rows: tuple[Row, ...]
+    best: Row
+    folder: Path
+    target: str
+    original: float
+    plans: dict[str, str]
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the best, for `fxfactor.transform(model, plan=…)`."""
+        return Plan.from_json(self.plans[self.best.name])
+
+    def front(self) -> list[Row]:
+        """Of every candidate its last row, where no cheaper one is as good; from cheap to good."""
+        return front_of(self.last())
+
+    def last(self) -> list[Row]:
+        """Of every candidate its last row."""
+        return list({row.name: row for row in self.rows}.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as numbers, texts and lists."""
+        return {
+            "target": self.target,
+            "original": self.original,
+            "best": asdict(self.best),
+            "rows": [asdict(row) for row in self.rows],
+            "plans": {name: json.loads(plan) for name, plan in self.plans.items()},
+        }
+
+    def to_json(self) -> str:
+        """`to_dict` as JSON text."""
+        return json.dumps(self.to_dict(), indent=1) + "\n"
+
+    def __rich__(self) -> RenderableType:
+        table = new_table(title=f"{self.target}; the network given: {self.original:.2%}")
+        for head in ("candidate", "epochs", "metric", "LUT", "BRAM18", "DSP", "URAM", "frames/s", ""):
+            table.add_column(head, justify="left" if head in ("candidate", "") else "right", no_wrap=bool(head))
+        front = {row.name for row in self.front()}
+        for row in sorted(self.last(), key=lambda row: (row.share is None, row.share or 0)):
+            notes = [row.message] if row.message else [] if row.fits else ["too large"]
+            notes += ["taken"] if row.name == self.best.name else ["on the front"] if row.name in front else []
+            costs = (f"{value:,.0f}" if value is not None else "" for value in
+                     (row.lut, row.bram18, row.dsp, row.uram, row.fps))  # fmt: skip
+            metric = "" if row.metric is None else f"{row.metric:.2%}"
+            table.add_row(row.name, str(row.epochs), metric, *costs, "; ".join(notes))
+        return table
+
+
+def front_of(rows: Iterable[Row]) -> list[Row]:
+    """Rows that fit and beat all cheaper ones; from cheap to good. Of equals the first."""
+    front: list[Row] = []
+    for row in sorted((row for row in rows if not row.lost), key=_cost):
+        if not front or _metric(row) > _metric(front[-1]):
+            front.append(row)
+    return front
+
+
+def best_half(rows: Sequence[Row]) -> set[str]:
+    """Names of the half (rounded up) that stands out most: by how much each beats all that are no more expensive.
+
+    Who beats none of them is behind them by as much as it is worse than the best. The best of all is always among them.
+    """
+    living = sorted((row for row in rows if not row.lost), key=_cost)
+    margins: list[tuple[float, int]] = []
+    best = float("-inf")
+    for index, row in enumerate(living):
+        margins.append((_metric(row) - best, -index))
+        best = max(best, _metric(row))
+    order = sorted(range(len(living)), key=lambda index: margins[index], reverse=True)
+    chosen = order[: (len(living) + 1) // 2]
+    top = max(range(len(living)), key=lambda index: (_metric(living[index]), -index), default=None)
+    if top is not None and top not in chosen:
+        chosen[-1] = top
+    return {living[index].name for index in chosen}
+
+
+def _cost(row: Row) -> tuple[float, str]:
+    assert row.share is not None
+    return row.share, row.name
+
+
+def _metric(row: Row) -> float:
+    assert row.metric is not None
+    return row.metric
