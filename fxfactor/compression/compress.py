@@ -64,8 +64,9 @@ def compress(
     `plans` with all layers factorized that can be, and `plans` that choose freely, from small to good. Each becomes a network,
     is fitted and rounded on the first `images` images of `train`, measured and estimated as a whole. The better half of
     those with and of those without factors is trained for a quarter of `epochs`, with the original as its teacher
-    (`fxfactor.finetune`), the better half of these for all `epochs`. Of the networks that fit, the one
-    with the best metric is taken; `Compressed.front()` has the others that are worth their price.
+    (`fxfactor.finetune`), the better half of these for all `epochs`. Of the networks that fit, whenever they were measured, the
+    one with the best metric is taken, so training that makes one worse is taken back; `Compressed.front()` has the others
+    that are worth their price. `validation` must be images that the original was not trained on, or training looks harmful.
 
     `levels`, `bits`, `widths`, `boundary_bits`, `join_bits` and `keep` are as in `fxfactor.search`; `learning_rate`,
     `label_weight`, `augment` and `seed` as in `fxfactor.finetune`; `cache` and `python` as in `fxfactor.finn.estimate`.

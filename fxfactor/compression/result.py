@@ -67,12 +67,12 @@ class Compressed:
         return Plan.from_json(self.plans[self.best.name])
 
     def front(self) -> list[Row]:
-        """Of every candidate its last row, where no cheaper one is as good; from cheap to good."""
-        return front_of(self.last())
+        """Of every candidate its best row, where no cheaper one is as good; from cheap to good."""
+        return front_of(self.candidates())
 
-    def last(self) -> list[Row]:
-        """Of every candidate its last row."""
-        return list({row.name: row for row in self.rows}.values())
+    def candidates(self) -> list[Row]:
+        """Of every candidate its best row; of rows that are as good the later one."""
+        return best_rows(self.rows)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as numbers, texts and lists."""
@@ -93,7 +93,7 @@ class Compressed:
         for head in ("candidate", "epochs", "metric", "LUT", "BRAM18", "DSP", "URAM", "frames/s", ""):
             table.add_column(head, justify="left" if head in ("candidate", "") else "right", no_wrap=bool(head))
         front = {row.name for row in self.front()}
-        for row in sorted(self.last(), key=lambda row: (row.share is None, row.share or 0)):
+        for row in sorted(self.candidates(), key=lambda row: (row.share is None, row.share or 0)):
             notes = [row.message] if row.message else [] if row.fits else ["too large"]
             notes += ["taken"] if row.name == self.best.name else ["on the front"] if row.name in front else []
             costs = (f"{value:,.0f}" if value is not None else "" for value in
@@ -101,6 +101,16 @@ class Compressed:
             metric = "" if row.metric is None else f"{row.metric:.2%}"
             table.add_row(row.name, str(row.epochs), metric, *costs, "; ".join(notes))
         return table
+
+
+def best_rows(rows: Iterable[Row]) -> list[Row]:
+    """Of every candidate the row with the best metric; of rows that are as good the later one."""
+    best: dict[str, Row] = {}
+    for row in rows:
+        known = best.get(row.name)
+        if known is None or known.lost or (not row.lost and _metric(row) >= _metric(known)):
+            best[row.name] = row
+    return list(best.values())
 
 
 def front_of(rows: Iterable[Row]) -> list[Row]:
@@ -115,11 +125,12 @@ def front_of(rows: Iterable[Row]) -> list[Row]:
 def best_half(rows: Sequence[Row]) -> set[str]:
     """Names of the half (rounded up) that stands out most: by how much each beats all that are no more expensive.
 
-    Who beats none of them is behind them by as much as it is worse than the best. The best of all is always among them.
+    The cheapest has to beat the worst of all instead. Who beats none of the cheaper ones is behind them by as much as it is worse
+    than the best of them. The best of all is always among the half.
     """
     living = sorted((row for row in rows if not row.lost), key=_cost)
     margins: list[tuple[float, int]] = []
-    best = float("-inf")
+    best = min(map(_metric, living), default=0.0)
     for index, row in enumerate(living):
         margins.append((_metric(row) - best, -index))
         best = max(best, _metric(row))

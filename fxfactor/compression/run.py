@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fxfactor.compression.plans import Choices, is_whole, plans_for
-from fxfactor.compression.result import Compressed, Row, best_half, front_of
+from fxfactor.compression.result import Compressed, Row, best_half, best_rows, front_of
 from fxfactor.compression.state_file import Store
 from fxfactor.errors import FxfactorError, InfeasibleError
 from fxfactor.exploration.rung import Metric
@@ -96,7 +97,7 @@ class Run:
             rows += [replace(row, kept=row.name in names) for row in found]
             if not names:
                 raise self._nothing_fits(found)
-        best = max((row for row in rows if row.kept and row.epochs == epochs), key=_value)
+        best = max((row for row in best_rows(rows) if not row.lost), key=lambda row: (_value(row), -(row.share or 0.0)))
         result = Compressed(tuple(rows), best, self.folder, str(self.target), original, texts)
         self._write(result, cache)
         return result
@@ -159,7 +160,8 @@ class Run:
 
     def _write(self, result: Compressed, cache: str | Path | None) -> None:
         """What `folder` holds in the end; the build is made once."""
-        network = load(self._place(result.best.name, len(self.training.stages)), self.model)
+        stage = list(accumulate((0, *self.training.stages))).index(result.best.epochs)
+        network = load(self._place(result.best.name, stage), self.model)
         save(network, self.folder / "best")
         result.plan.save(self.folder / "plan.json")
         write_text(self.folder / "result.json", result.to_json(), "writing the result")

@@ -20,6 +20,7 @@ from fxfactor.errors import FxfactorError, InfeasibleError, PreconditionError
 from fxfactor.finn.boards import Resources
 from fxfactor.finn.target import Target
 from fxfactor.plan.plan import Plan
+from fxfactor.quantization.plain_copy import freeze
 
 TRAIN = [(torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(n)), torch.arange(8) % 4) for n in range(2)]
 
@@ -159,6 +160,21 @@ def test_where_nothing_fits_the_error_says_what_each_takes(world: World, tmp_pat
     world.board = 0.2
     with pytest.raises(FxfactorError, match=r"none of 4 candidates fits ZCU104.*factorized 2: required: at most 1 LUT"):
         run(world, tmp_path)
+
+
+def test_training_that_makes_it_worse_is_taken_back(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def finetune(network: Any, loader: Any, *, epochs: int, **settings: Any) -> None:
+        with torch.no_grad():
+            next(network.parameters()).sub_(epochs)
+
+    monkeypatch.setattr(stages, "finetune", finetune)
+    found = run(world, tmp_path)
+    assert found.best.epochs == 0
+    assert found.best.metric == max(row.metric for row in found.rows if row.metric is not None)
+    network = fxfactor.load(tmp_path / "best", small())
+    assert float(next(freeze(network).parameters()).detach().sum()) == pytest.approx(found.best.metric, rel=1e-4)
 
 
 def test_without_epochs_candidates_are_compared_as_they_are(world: World, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from fxfactor.compression.result import Compressed, Row, best_half, front_of
+from fxfactor.compression.result import Compressed, Row, best_half, best_rows, front_of
 
 
 def row(name: str, metric: float | None, share: float | None, *, fits: bool = True, whole: bool = False) -> Row:
@@ -34,11 +34,26 @@ def test_the_front_holds_what_nothing_cheaper_beats() -> None:
 
 
 def test_the_half_that_stands_out_goes_on() -> None:
-    # margins: cheap without end, good 0.4, a little better 0.01, worse -0.1; the best of all is always among them
-    assert best_half(ROWS) == {"cheap", "a little better"}
+    # margins: good 0.4, cheap 0.1, a little better 0.01, worse -0.1; the best of all is always among them
+    assert best_half(ROWS) == {"good", "a little better"}
     assert best_half(ROWS[:3]) == {"cheap", "good"}
+    assert best_half([row("cheap and useless", 0.1, 0.01), *ROWS[:3]]) == {"cheap", "good"}
     assert best_half([]) == set()
     assert best_half(ROWS[4:]) == set()
+
+
+def test_of_every_candidate_the_best_row_counts() -> None:
+    rows = [
+        row("a", 0.5, 0.1),
+        row("b", None, 0.1),
+        row("c", 0.7, 0.1),
+        row("a", 0.4, 0.1),
+        row("b", 0.2, 0.1),
+        row("c", 0.7, 0.2),
+    ]
+    assert [(each.name, each.metric, each.share) for each in best_rows(rows)] == [
+        ("a", 0.5, 0.1), ("b", 0.2, 0.1), ("c", 0.7, 0.2)
+    ]  # fmt: skip
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0.001, 1)), min_size=1, max_size=12))

@@ -61,7 +61,7 @@ def test_finn_itself_refuses_what_check_blocks(name: str, write: Write, tmp_path
 
     model = build(REFUSED[name][0])
     images = torch.randn(2, 3, 8, 8)
-    outputs = None if name == "two outputs" else outputs_in_float64(model, images)
+    outputs = None if name == "an output that is read" else outputs_in_float64(model, images)
     reasons = why_refused(write(model), images, outputs, tmp_path)
     print(f"\n{name}: {reasons}")
     assert all(reasons.values()), reasons
