@@ -122,6 +122,14 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
         f"fxfactor/finn/simulation/{name}.py": _SIMULATION
         for name in ("compiling", "design", "result", "rtl", "running", "tools")
     },
+    **{
+        f"fxfactor/finn/synthesis/{name}.py": ("tests/finn/test_synthesis.py", "a part of synthesize")
+        for name in ("cells", "counting", "flow", "result", "rtl_for_yosys", "run_yosys")
+    },
+    "fxfactor/finn/commands.py": (
+        "tests/finn/test_simulation_flow.py tests/finn/test_simulation_models.py tests/finn/test_synthesis.py",
+        "the commands are those of simulate and synthesize",
+    ),
     "fxfactor/plan/layer_plan.py": ("tests/plan/test_plan.py", "the entry of a plan: no plan without it"),
     "fxfactor/planning/board.py": ("tests/finn/test_costs.py", "needs finn-plus, as all in tests/finn"),
 }

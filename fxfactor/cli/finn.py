@@ -1,4 +1,4 @@
-"""`fxfactor finn check | estimate | prepare | simulate`."""
+"""`fxfactor finn check | estimate | prepare | simulate | synthesize`."""
 
 from __future__ import annotations
 
@@ -153,6 +153,39 @@ def simulate(
             draft.write_text(result.to_json())
     if not result.is_right:
         raise typer.Exit(1)
+
+
+@app.command()
+@command
+def synthesize(
+    file: File,
+    board: Annotated[str, BOARD] = "ZCU104",
+    target_fps: Frames = "1000",
+    clock_ns: ClockNs = 5.0,
+    limit: Limit = None,
+    grouped: Grouped = None,
+    requant: Requant = None,
+    folding: Folding = "fxfactor",
+    python: Python = None,
+    timeout_s: Timeout = 3600.0,
+    cache: Cache = None,
+    as_json: Json = False,
+) -> None:
+    """Count by Yosys what the RTL takes that FINN generates for FILE, layer by layer, beside the estimates of it."""
+    from fxfactor.finn.synthesis.flow import synthesize as run
+
+    options: dict[str, Any] = {
+        "limits": parse_limits(limit),
+        "grouped": grouped,
+        "requant": requant,
+        "folding": folding,
+    }
+    options |= {"python": python, "timeout_s": timeout_s, "cache": cache}
+    result = _watched(run, file, board, _frames(target_fps), clock_ns, **options)
+    if as_json:
+        print(result.to_json())
+    else:
+        Console().print(result)
 
 
 def _frames(text: str) -> Any:

@@ -1,4 +1,4 @@
-"""From a QONNX file to what it costs on an FPGA, with FINN: `check`, `estimate`, `prepare`, `simulate`.
+"""From a QONNX file to what it costs on an FPGA, with FINN: `check`, `estimate`, `prepare`, `simulate`, `synthesize`.
 
 Importing this needs neither FINN nor a look at it; finn-plus is started in a process of its own when it is used.
 """
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from fxfactor.finn.rules import Finding
     from fxfactor.finn.simulation.flow import simulate
     from fxfactor.finn.simulation.result import Simulation
+    from fxfactor.finn.synthesis.flow import synthesize
+    from fxfactor.finn.synthesis.result import Synthesis
     from fxfactor.storage.qonnx import legalize
 
 _HOME_OF = {
@@ -28,12 +30,14 @@ _HOME_OF = {
     "Resources": "finn.boards",
     "Simulation": "finn.simulation.result",
     "Step": "finn.result",
+    "Synthesis": "finn.synthesis.result",
     "check": "finn.checking",
     "estimate": "finn.estimation",
     "legalize": "storage.qonnx",
     "prepare": "finn.preparation",
     "reference": "finn.exact_reference",
     "simulate": "finn.simulation.flow",
+    "synthesize": "finn.synthesis.flow",
 }
 
 __all__ = [
@@ -45,12 +49,14 @@ __all__ = [
     "Resources",
     "Simulation",
     "Step",
+    "Synthesis",
     "check",
     "estimate",
     "legalize",
     "prepare",
     "reference",
     "simulate",
+    "synthesize",
 ]
 
 

@@ -49,6 +49,9 @@ BOARDS: dict[str, Resources] = {
 }
 """Board name, as FINN writes it -> what it has. First the boards to start with, then the small one."""
 
+VERSAL = ("VCK190", "VEK280")
+"""Boards with a Versal, whose DSP58 no open tool knows."""
+
 RETIRING = ("Pynq-Z2", "Pynq-Z1")
 """Boards with a Zynq-7000, which FINN 1.0 soft-retires."""
 

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fxfactor.finn.commands import Commands
 from fxfactor.finn.estimation import Job
-from fxfactor.finn.simulation.compiling import Built, Commands
+from fxfactor.finn.simulation.compiling import Built
 from fxfactor.finn.simulation.design import Design
 from fxfactor.finn.simulation.flow import Generated, compile_layers, measure
 from fxfactor.finn.simulation.result import Simulation

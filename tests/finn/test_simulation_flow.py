@@ -26,8 +26,8 @@ from typer.testing import CliRunner
 import fxfactor
 from fxfactor.cli.finn import app
 from fxfactor.errors import FinnError
+from fxfactor.finn.commands import Commands
 from fxfactor.finn.simulation import compiling
-from fxfactor.finn.simulation.compiling import Commands
 from fxfactor.finn.simulation.tools import find_tools
 
 pytestmark = [pytest.mark.finn, needs_verilator]

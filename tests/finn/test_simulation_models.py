@@ -16,8 +16,9 @@ import pytest
 from simulation_helpers import needs_verilator
 
 from fxfactor.errors import FinnError
+from fxfactor.finn.commands import Commands
 from fxfactor.finn.process import layer_streams
-from fxfactor.finn.simulation.compiling import Built, Commands, Compiler
+from fxfactor.finn.simulation.compiling import Built, Compiler
 from fxfactor.finn.simulation.design import design_of
 from fxfactor.finn.simulation.models import parameters_of
 from fxfactor.finn.simulation.rtl import TOP, Code

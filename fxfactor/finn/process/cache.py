@@ -22,9 +22,17 @@ def publish(folder: Path, kept: Path) -> None:
         folder.rename(kept)
     except OSError:  # another run was faster: its models are the same
         return
-    entries = sorted((entry for entry in kept.parent.iterdir() if not entry.name.startswith(".")), key=_age)
-    for entry in entries[:-KEPT]:
-        shutil.rmtree(entry, ignore_errors=True)
+    drop_oldest(kept.parent, KEPT)
+
+
+def drop_oldest(store: Path, count: int) -> None:
+    """Keep the `count` entries of a folder that were used last."""
+    entries = sorted((entry for entry in store.iterdir() if not entry.name.startswith(".")), key=_age)
+    for entry in entries[:-count]:
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
 
 
 def _age(entry: Path) -> float:

@@ -337,6 +337,8 @@ class Run:
         self.channel.send({"event": "generated", "folders": folders, "finn": next(iter(finn.__path__))})
         if self.request.get("describe"):
             layers = layer_streams.describe(model, names, self.folder / "constants")
+            for layer, node in zip(layers, model.graph.node, strict=True):
+                layer["prices"] = load_folding().prices_of(node, model, part)
             self.channel.send({"event": "layers", "layers": layers})
 
 

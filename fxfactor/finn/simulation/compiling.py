@@ -5,19 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import signal
-import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from fxfactor.errors import FinnError
-from fxfactor.finn.process.cache import sweep
+from fxfactor.finn.commands import Commands, end
+from fxfactor.finn.process.cache import drop_oldest, sweep
 from fxfactor.finn.simulation.rtl import TOP, Code
 from fxfactor.finn.simulation.tools import Tools
 
@@ -37,66 +33,6 @@ VERILATE = (
     "-Wno-style",
     "-DFINN_SIMULATION",
 )
-
-
-@dataclass
-class Commands:
-    """Runs commands until a deadline (time.monotonic); all that are running end when this is left, whatever happens."""
-
-    deadline: float
-    running: set[subprocess.Popen[str]] = field(default_factory=set)
-
-    def __enter__(self) -> Commands:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for process in list(self.running):
-            end(process)
-
-    def run(self, command: Sequence[str | Path], folder: Path, what: str, root: Path | None = None) -> str:
-        """What a command prints. Raises FinnError with its last words where it fails, and where time is up."""
-        environment = {**os.environ, **({"VERILATOR_ROOT": str(root)} if root else {})}
-        process = subprocess.Popen(
-            [str(part) for part in command],
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment,
-            start_new_session=True,
-        )
-        self.running.add(process)
-        try:
-            output, _ = process.communicate(timeout=max(0.01, self.deadline - time.monotonic()))
-        except subprocess.TimeoutExpired as error:
-            raise FinnError(
-                f"the simulation was stopped while {what}; required: more time (timeout_s=), or a smaller network"
-            ) from error
-        finally:
-            end(process)
-            self.running.discard(process)
-            if process.stdout is not None:
-                process.stdout.close()
-        if process.returncode:
-            raise FinnError(
-                f"{what} failed with status {process.returncode}: {_tail(output)}; report it with the file as a defect of "
-                "fxfactor"
-            )
-        return output
-
-
-def end(process: subprocess.Popen[str]) -> None:
-    """Kill a process with everything it started, if it still runs."""
-    if process.poll() is None:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _tail(output: str) -> str:
-    lines = [line for line in output.splitlines() if "rror" in line] or output.splitlines()
-    return " | ".join(lines[:3])
 
 
 @dataclass(frozen=True)
@@ -123,7 +59,7 @@ class Compiler:
         self._compile_all([(wanted[key], libraries[key]) for key in missing], runtime, commands, progress)
         for place in libraries.values():
             os.utime(place)
-        self._drop_oldest()
+        drop_oldest(self.store, KEPT)
         paths = {key: place / "layer.so" for key, place in libraries.items()}
         return Built(runtime / "simulator", paths, len(missing))
 
@@ -212,14 +148,6 @@ class Compiler:
                     shutil.rmtree(file) if file.is_dir() else file.unlink()
 
         self._in_draft(place, make)
-
-    def _drop_oldest(self) -> None:
-        places = sorted(
-            (place for place in self.store.iterdir() if not place.name.startswith(".")),
-            key=lambda at: at.stat().st_mtime,
-        )
-        for place in places[:-KEPT]:
-            shutil.rmtree(place, ignore_errors=True)
 
 
 @dataclass(frozen=True)

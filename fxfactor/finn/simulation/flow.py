@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fxfactor.errors import FinnError
+from fxfactor.finn.commands import Commands
 from fxfactor.finn.estimation import Job, Outcome, Progress, site_in
 from fxfactor.finn.integer.forms import Form
 from fxfactor.finn.process.load import IntegerNetwork, load_integers
-from fxfactor.finn.simulation.compiling import Built, Commands, Compiler
+from fxfactor.finn.simulation.compiling import Built, Compiler
 from fxfactor.finn.simulation.design import Design, Layer, design_of
 from fxfactor.finn.simulation.result import Difference, SimulatedLayer, SimulatedStream, Simulation
 from fxfactor.finn.simulation.rtl import Code, code_of

@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from fxfactor.finn.simulation.compiling import Built, Commands
+from fxfactor.finn.commands import Commands
+from fxfactor.finn.simulation.compiling import Built
 from fxfactor.finn.simulation.design import Design
 from fxfactor.finn.simulation.models import parameters_of
 from fxfactor.finn.simulation.rtl import Code

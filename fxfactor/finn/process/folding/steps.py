@@ -13,7 +13,7 @@ from .fold import custom_of, edges, fold, is_narrow
 from .prices import finns, ours
 from .program import RESOURCES, Costs, Infeasible, add
 
-__all__ = ["Infeasible", "cheapest", "price", "write"]
+__all__ = ["Infeasible", "cheapest", "price", "prices_of", "write"]
 
 
 def write(model: Any, config: Any, request: dict[str, Any], file: Path) -> dict[str, Any]:
@@ -72,6 +72,18 @@ def price(model: Any, part: str, request: dict[str, Any]) -> dict[str, Any]:
         ):
             written.append(node.name)
     return {"layers": layers, "streams": list(_streams(model, prices)), "silent": silent, "written": written}
+
+
+def prices_of(node: Any, model: Any, part: str) -> dict[str, Costs]:
+    """Our price and FINN's of a layer that stands in the generated model, which has width converters too."""
+    from finn.util.basic import is_versal
+
+    layer = custom_of(node)
+    if node.op_type.startswith("StreamingDataWidthConverter"):
+        mine = Prices(is_versal(part), False).converter(layer.get_instream_width(), layer.get_outstream_width())
+    else:
+        mine = ours(layer, part, is_narrow(model, node))
+    return {"ours": mine, "finn": finns(layer, part)}
 
 
 def cheapest(layers: list[Any], part: str, board: Costs, most_cycles: int, ultra: bool) -> tuple[Costs, Costs, int]:
