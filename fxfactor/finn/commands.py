@@ -46,9 +46,7 @@ class Commands:
         try:
             output, _ = process.communicate(timeout=max(0.01, self.deadline - time.monotonic()))
         except subprocess.TimeoutExpired as error:
-            raise FinnError(
-                f"stopped while {what}; required: more time (timeout_s=), or a smaller network"
-            ) from error
+            raise FinnError(f"stopped while {what}; required: more time (timeout_s=), or a smaller network") from error
         finally:
             end(process)
             self.running.discard(process)
