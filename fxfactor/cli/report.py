@@ -92,6 +92,12 @@ def report(
         Path | None, typer.Option(help='JSON of shares by folder name: {"original": 0.91, "l3": 0.89}.', metavar="FILE")
     ] = None,
     finn: Annotated[Path | None, typer.Option(help="JSON of FINN's estimates.", metavar="FILE")] = None,
+    simulation: Annotated[
+        Path | None, typer.Option(help="JSON of [bold]fxfactor finn simulate --output[/].", metavar="FILE")
+    ] = None,
+    synthesis: Annotated[
+        Path | None, typer.Option(help="JSON of [bold]fxfactor finn synthesize --json[/].", metavar="FILE")
+    ] = None,
     weights: Weights = None,
     model: Model = None,
     trust_source: TrustSource = False,
@@ -112,10 +118,28 @@ def report(
     require_place_for_file(output, "writing the report")
     table = None if distributions is None else Distributions.from_json(distributions)
     shares = None if accuracy is None else _read_object(accuracy, "accuracies", '{"original": 0.91, "l3": 0.89}')
-    estimates = None if finn is None else _read_object(finn, "estimates", "fxfactor finn estimate --json writes them")
+    hardware = {
+        "finn": _hardware(finn, "estimates", "fxfactor finn estimate --json", ()),
+        "simulation": _hardware(simulation, "a simulation", "fxfactor finn simulate --output", ("streams", "is_right")),
+        "synthesis": _hardware(
+            synthesis, "counts by Yosys", "fxfactor finn synthesize --json", ("yosys", "not_counted")
+        ),
+    }
     original, variants, _ = _networks(folders, Naming(model, trust_source, weights), with_weights=weights is not None)
-    path = write(variants, output, original=original, distributions=table, accuracy=shares, finn=estimates, title=title)
+    path = write(variants, output, original=original, distributions=table, accuracy=shares, title=title, **hardware)
     print(f"saved in {path}")
+
+
+def _hardware(path: Path | None, what: str, writer: str, keys: tuple[str, ...]) -> Any:
+    """What one of FINN's commands wrote as JSON. Raises PreconditionError where the file holds something else."""
+    if path is None:
+        return None
+    found = _read_object(path, what, f"{writer} writes them")
+    if not all(key in found for key in keys):
+        raise PreconditionError(
+            f"required: {what}, as {writer} writes it; found: {str(path)!r} without {keys[0]!r}; write the file anew"
+        )
+    return found
 
 
 def _read_object(path: Path, what: str, example: str) -> Any:

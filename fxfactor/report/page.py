@@ -20,7 +20,7 @@ from fxfactor.graph.capture import capture
 from fxfactor.report.architecture import architecture
 from fxfactor.report.html import document, figure, folded
 from fxfactor.report.sections import network as sections
-from fxfactor.report.sections.finn import finn_section
+from fxfactor.report.sections.finn import finn_section, simulation_section, synthesis_section
 from fxfactor.report.style import to_svg
 
 SINGLE = "transformed"
@@ -35,6 +35,8 @@ def report(
     distributions: Distributions | None = None,
     accuracy: Mapping[str, float] | None = None,
     finn: Any = None,
+    simulation: Any = None,
+    synthesis: Any = None,
     title: str = "fxfactor report",
 ) -> Path:
     """Write a self-contained HTML page about `qmodel`, or about several networks by name, and return its path.
@@ -42,7 +44,8 @@ def report(
     It always has the costs, the table of layers, what was skipped and why, and the plan. original: the user's network, for
     the picture of the architecture before and after. distributions: the table of `fxfactor.distributions` on the same
     networks, for findings, pictures and all rows. accuracy: shares by variant, "original" for the original network ("transformed"
-    for a single `qmodel`). finn: what `fxfactor.finn.estimate` gave, or its JSON.
+    for a single `qmodel`). finn: what `fxfactor.finn.estimate` gave, or its JSON; simulation and synthesis: what
+    `fxfactor.finn.simulate` and `fxfactor.finn.synthesize` gave.
 
     Raises PreconditionError where `qmodel` is no transformed network, the table is about other networks, an accuracy is no
     share, matplotlib is missing (it is needed for pictures only), or the place cannot be written to.
@@ -58,6 +61,8 @@ def report(
         ("costs", "Costs" if not any(share is not None for share in shares.values()) else "Costs and accuracy",
          sections.costs(variants, shares)),
         ("finn", "On the FPGA", finn_section(finn)),
+        ("simulation", "Simulated, clock by clock", simulation_section(simulation)),
+        ("synthesis", "Counted by Yosys", synthesis_section(synthesis)),
         ("pictures", "Distributions", sections.pictures(distributions) + sections.worst_histograms(distributions)
          if distributions else ""),
         ("layers", "Layers", sections.layer_tables(variants)),

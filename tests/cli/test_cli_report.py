@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hardware_results import SIMULATION, SYNTHESIS
 from report_helpers import images, make_net
 
 import fxfactor
@@ -30,8 +31,11 @@ def test_on_the_command_line(
     fxfactor.save(fxfactor.transform(make_net(), 2, 4, example_inputs=images()[:1]), "l2", source=source)
     run = CliRunner().invoke(app, ["distributions", "l2", "--images", "images.npy", "--model", source])
     assert run.exit_code == 0, run.output
-    run = CliRunner().invoke(
-        app, ["report", "l2", "--model", source, "--distributions", "distributions.json", "-o", "page.html"]
-    )
+    Path("simulation.json").write_text(SIMULATION.to_json())
+    Path("synthesis.json").write_text(SYNTHESIS.to_json())
+    hardware = ["--simulation", "simulation.json", "--synthesis", "synthesis.json"]
+    measured = ["--distributions", "distributions.json"]
+    run = CliRunner().invoke(app, ["report", "l2", "--model", source, *measured, *hardware, "-o", "page.html"])
     assert run.exit_code == 0, run.output
-    assert '<section id="pictures">' in Path("page.html").read_text()
+    for section in ("pictures", "simulation", "synthesis"):
+        assert f'<section id="{section}">' in Path("page.html").read_text()

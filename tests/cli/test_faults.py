@@ -32,6 +32,7 @@ def files(folder: Path) -> Path:
     for name in ("junk", "junk.npy", "junk.npz", "junk.pth", "junk.safetensors", "junk.onnx", "junk.json"):
         Path(name).write_bytes(b"\x00junk\xff")
     Path("list.json").write_text("[1, 2]")
+    Path("object.json").write_text('{"streams": []}')
     Path("deep.json").write_text("[" * 100_000)
     Path("empty").mkdir()
     Path("raises.py").write_text("1 / 0\n")
@@ -122,6 +123,8 @@ EXPLAINED = [
     (["report", "empty", "--accuracy", "junk.json"], "cannot read the accuracies"),
     (["report", "empty", "--accuracy", "deep.json"], "must be a JSON object"),
     (["report", "empty", "--distributions", "junk.json"], "junk.json"),
+    (["report", "empty", "--simulation", "object.json"], "a simulation, as fxfactor finn simulate --output writes it"),
+    (["report", "empty", "--synthesis", "object.json"], "counts by Yosys, as fxfactor finn synthesize --json writes"),
     (["report", "empty", "-o", "no/page.html"], "does not exist"),
     (["report", "empty", "empty"], "must have different names"),
 ]

@@ -71,6 +71,15 @@ def test_a_network_of_two_layers_word_for_word(two_layers: Path, cache: Path) ->
     assert result.models == ("GlobalAccPool_hls_0",)
     assert "MVAU_rtl_0" in [layer.name for layer in result.layers]
     assert all(stream.peak <= max(stream.depth, 5) for stream in result.streams)
+    slowest = max(layer.estimated_cycles for layer in result.layers)
+    assert result.busiest.estimated_cycles == slowest and result.busiest.waiting < 0.05
+    for stream in result.streams:  # frames pass one after the other, and counts cover the time between them
+        assert len(stream.began) == len(stream.ended) == 3
+        passing = [cycle for frame in zip(stream.began, stream.ended, strict=True) for cycle in frame]
+        assert passing == sorted(passing)
+        assert stream.watched_cycles == stream.ended[-1] - stream.ended[0]
+        assert stream.full_cycles + stream.empty_cycles <= stream.watched_cycles
+        assert stream.ended[-1] - stream.ended[-2] == pytest.approx(result.cycles, rel=0.02)
     assert {layer.site for layer in result.layers} >= {"1", "4"}
     assert steps[-1] == "simulate 3 frames" and any(step.startswith("compile") for step in steps)
     told = json.loads(result.to_json())

@@ -1,11 +1,16 @@
-"""FINN's estimates on the page."""
+"""The hardware on the page: estimates, simulation and synthesis, and their pictures."""
 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 from typing import Any
 
-from fxfactor.report.sections.finn import finn_section
+import pytest
+from hardware_results import SIMULATION, SYNTHESIS, layer
+
+from fxfactor.report import hardware_plots
+from fxfactor.report.sections.finn import finn_section, simulation_section, synthesis_section
+from fxfactor.report.style import to_svg
 
 DATA: dict[str, Any] = {
     "board": "ZCU104", "fps": 1234.5, "latency_ms": 0.25, "bottleneck": "stem", "total": {"lut": 57600, "bram18": 3, "dsp": 0},
@@ -40,3 +45,70 @@ def test_what_is_missing_leaves_no_trace() -> None:
     assert rows(html)[1:] == [["total", "10", "–", "–", "–"]]
     assert "hardware layers" not in html
     assert "Floating point in hardware: Mul" in html
+
+
+@pytest.mark.parametrize("form", ["object", "JSON"])
+def test_a_simulation_on_the_page(form: str) -> None:
+    pytest.importorskip("matplotlib")
+    html = simulation_section(SIMULATION if form == "object" else SIMULATION.to_dict())
+    for words in ("768", "0 wrong", "1,000", "FINN estimates 990", "ZCU104, 200 MHz", "for 1 layers", "frame 3"):
+        assert words in html, words
+    assert "differs" not in html
+    assert "&lt;pool&gt;" in html and "<pool>" not in html
+
+
+def test_a_simulation_that_stopped_is_on_the_page_without_a_picture() -> None:
+    """Nothing came out of the network: there are no frames to draw."""
+    changed = {**SIMULATION.to_dict(), "cycles": 0, "is_right": False, "stopped": "nothing moved"}
+    html = simulation_section(changed)
+    assert 'class="bad">The hardware differs from the network, or stopped' in html
+    assert "<svg" not in html
+
+
+def test_a_site_is_drawn_when_its_last_layer_is_done() -> None:
+    """The stream between two layers of one site is no row of its own, and a frame has the same place in each row."""
+    pytest.importorskip("matplotlib")
+    axis = hardware_plots.pipeline(SIMULATION.to_dict()).axes[0]
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["stem", "<pool>"]
+    bars = [[(bar.get_x(), bar.get_x() + bar.get_width()) for bar in frame] for frame in axis.containers]
+    assert bars == [[(10, 111), (115, 116)], [(110, 211), (215, 216)], [(210, 311), (315, 316)]]
+
+
+def test_the_layer_that_waits_least_sets_the_pace() -> None:
+    """Parts of each layer's own time are compared; a layer that no second frame reached has no part in it."""
+    assert SIMULATION.busiest.name == "MVAU_rtl_0"
+    assert layer("late", "late", (0, 0), watched=0).waiting == 1.0
+    assert layer("short", "short", (10, 10), watched=40).waiting > layer("long", "long", (30, 10), watched=400).waiting
+
+
+@pytest.mark.parametrize("form", ["object", "JSON"])
+def test_a_synthesis_on_the_page(form: str) -> None:
+    pytest.importorskip("matplotlib")
+    html = synthesis_section(SYNTHESIS if form == "object" else SYNTHESIS.to_dict())
+    cells = [
+        [cell.text or "" for cell in row.iter("td")] for row in ElementTree.fromstring(f"<div>{html}</div>").iter("tr")
+    ]
+    assert ["by Yosys", "1,234", "1", "2", "0", "330"] in cells
+    assert [
+        "our estimate",
+        "1,040",
+        "1",
+        "2",
+        "0",
+        "–",
+    ] in cells  # the same layers: not the pooling, which has no count
+    assert ["FINN's estimate", "950", "1", "0", "0", "–"] in cells
+    assert "Not counted: layers in HLS" in html
+
+
+def test_the_bars_of_areas_are_sums_by_site() -> None:
+    pytest.importorskip("matplotlib")
+    figure = hardware_plots.areas(SYNTHESIS.to_dict())
+    axis = figure.axes[0]
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["stem"]
+    assert [[bar.get_width() for bar in bars] for bars in axis.containers] == [[1234], [1040], [950]]
+    ElementTree.fromstring(to_svg(figure, "areas"))
+
+
+def test_nothing_simulated_or_synthesized_leaves_no_trace() -> None:
+    assert simulation_section(None) == synthesis_section({}) == ""

@@ -222,6 +222,7 @@ def _layer(layer: Layer, site: str, raw: Raw) -> SimulatedLayer:
         site=site,
         is_model=not layer.is_rtl,
         estimated_cycles=layer.cycles,
+        watched_cycles=max(raw.streams[index]["watched"] for index in (*layer.inputs, *layer.outputs)),
         waits_for_input=max(raw.streams[index]["empty"] for index in layer.inputs),
         waits_for_output=max(raw.streams[index]["held"] for index in layer.outputs),
     )
@@ -238,6 +239,9 @@ def _stream(bench: Bench, raw: Raw, index: int, depths: list[int], needed: list[
         words_per_frame=stream.port.words,
         depth=depths[index],
         peak=found["peak"],
+        began=tuple(cycle - raw.first_input for cycle in found["began"]),
+        ended=tuple(cycle - raw.first_input for cycle in found["ended"]),
+        watched_cycles=found["watched"],
         full_cycles=found["held"],
         empty_cycles=found["empty"],
         wrong=found["wrong"],

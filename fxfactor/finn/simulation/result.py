@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Of `Simulation.to_json`."""
 
 
@@ -50,9 +50,11 @@ class Difference:
 class SimulatedStream:
     """A FIFO: `words` passed it, it held at most `peak`, and `depth` words fit in.
 
-    In the frames after the first, its writer was held back for `full_cycles` since it was full, and it had nothing to
-    give for `empty_cycles`. `wrong` words differ from the network in integers; `left` stayed in it at the end.
-    `needed` is the depth that keeps up the full speed, None where it was not asked for.
+    `began` and `ended`: cycles, from the network's first word on, in which the first and the last word of each frame
+    passed. In the `watched_cycles` from the end of its first frame to that of its last, its writer was held back for
+    `full_cycles` since it was full, and it had nothing to give for `empty_cycles`. `wrong` words differ from the network
+    in integers; `left` stayed in it at the end. `needed` is the depth that keeps up the full speed, None where it was
+    not asked for.
     """
 
     name: str
@@ -63,6 +65,9 @@ class SimulatedStream:
     words_per_frame: int
     depth: int
     peak: int
+    began: tuple[int, ...]
+    ended: tuple[int, ...]
+    watched_cycles: int
     full_cycles: int
     empty_cycles: int
     wrong: int
@@ -74,8 +79,9 @@ class SimulatedStream:
 class SimulatedLayer:
     """A hardware layer: FINN's `name` and `kind` for it, its `site` in the network, FINN's figure of cycles per frame.
 
-    `is_model`: FINN has it in HLS only, and a model of fxfactor stood for it. In the frames after the first it waited at
-    most `waits_for_input` cycles for a word, and was held back by its readers for `waits_for_output` cycles.
+    `is_model`: FINN has it in HLS only, and a model of fxfactor stood for it. Of `watched_cycles`, from the end of its
+    first frame to that of its last, there was no word for it in `waits_for_input` (in some of them it had enough to do),
+    and its readers held it back in `waits_for_output`.
     """
 
     name: str
@@ -83,8 +89,14 @@ class SimulatedLayer:
     site: str
     is_model: bool
     estimated_cycles: int
+    watched_cycles: int
     waits_for_input: int
     waits_for_output: int
+
+    @property
+    def waiting(self) -> float:
+        """The part of the watched time in which it may have waited; all of it where no second frame came."""
+        return (self.waits_for_input + self.waits_for_output) / self.watched_cycles if self.watched_cycles else 1.0
 
 
 @dataclass(frozen=True)
@@ -145,8 +157,8 @@ class Simulation:
 
     @property
     def busiest(self) -> SimulatedLayer:
-        """The layer that waited least: it sets the pace."""
-        return min(self.layers, key=lambda layer: layer.waits_for_input + layer.waits_for_output)
+        """The layer that waited for the least part of its time: it sets the pace."""
+        return min(self.layers, key=lambda layer: layer.waiting)
 
     @property
     def depths(self) -> dict[str, int]:

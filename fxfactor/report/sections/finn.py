@@ -1,4 +1,4 @@
-"""FINN's estimates on the page, from whatever form they are given in."""
+"""The hardware on the page: estimates, a simulation, counts by Yosys, from whatever form they are given in."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from fxfactor.finn.result import CAVEAT, Estimate
-from fxfactor.report.html import cards, folded, table
+from fxfactor.finn.simulation.result import Simulation
+from fxfactor.finn.synthesis.result import CAVEAT as SYNTHESIS_CAVEAT
+from fxfactor.finn.synthesis.result import Synthesis
+from fxfactor.report import hardware_plots
+from fxfactor.report.html import cards, figure, folded, table
+from fxfactor.report.style import to_svg
 
 _RESOURCES = ("lut", "bram18", "dsp", "uram")
 _KNOWN = {"fps": "frames/s", "latency_ms": "latency, ms", "bottleneck": "bottleneck",
@@ -42,6 +47,48 @@ def finn_section(estimate: Any) -> str:
     return "".join(parts)
 
 
+def simulation_section(simulation: Any) -> str:
+    """What a `fxfactor.finn.Simulation`, or its JSON, showed: whether words were right, the speed, where the pipeline waits."""
+    data = _as_mapping(simulation)
+    if not data:
+        return ""
+    wrong = sum(stream["wrong"] for stream in data["streams"])
+    facts = [
+        ("words compared", _number(data["words"]), f"{wrong:,} wrong"),
+        ("cycles a frame", _number(data["cycles"]), f"FINN estimates {data['estimated_cycles']:,}"),
+        ("frames/s", _number(data["fps"]), f"{data['board']}, {1000 / data['clock_ns']:.0f} MHz"),
+        ("latency, ms", _number(data["latency_ms"]), "of an empty pipeline"),
+    ]
+    parts = [cards(facts)]
+    if not data["is_right"]:
+        parts.append(
+            '<p class="bad">The hardware differs from the network, or stopped: see the simulation\'s own output.</p>'
+        )
+    if data["cycles"]:
+        svg = to_svg(hardware_plots.pipeline(data), "pipeline")
+        parts.append(figure(svg, "When the words of each frame leave each site, in the order of the pipeline. Bars that "
+                            "touch their like in the next frame have no time to spare: there is the bottleneck."))  # fmt: skip
+    if data["models"]:
+        parts.append(f'<p class="soft">Models stood for {len(data["models"])} layers that FINN has in HLS only.</p>')
+    return "".join(parts)
+
+
+def synthesis_section(synthesis: Any) -> str:
+    """What a `fxfactor.finn.Synthesis`, or its JSON, counted, beside the estimates of the same layers."""
+    data = _as_mapping(synthesis)
+    if not data:
+        return ""
+    names = (*_RESOURCES, "ff")
+    rows = [(what, *(_number(data[key].get(name)) for name in names))
+            for what, key in (("by Yosys", "total"), ("our estimate", "ours"), ("FINN's estimate", "finn"))]  # fmt: skip
+    svg = to_svg(hardware_plots.areas(data), "areas")
+    return "".join([
+        f'<p class="soft">{SYNTHESIS_CAVEAT}</p>',
+        table(("", *(_KNOWN[name] for name in _RESOURCES), "flip-flops"), rows),
+        figure(svg, "Look-up tables of the layers in RTL, by site."),
+    ])  # fmt: skip
+
+
 def _layer_table(layers: list[Mapping[str, Any]]) -> str:
     both, rows = any("finn" in each for each in layers), []
     for each in layers:
@@ -54,7 +101,7 @@ def _layer_table(layers: list[Mapping[str, Any]]) -> str:
 
 
 def _as_mapping(value: Any) -> Mapping[str, Any]:
-    if isinstance(value, Estimate):
+    if isinstance(value, Estimate | Simulation | Synthesis):
         return value.to_dict()
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)

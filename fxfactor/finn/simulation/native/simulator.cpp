@@ -22,6 +22,8 @@ struct Stream {
   std::vector<Limb> expected;
   Fifo fifo;
   int64_t passed = 0, peak = 0, held = 0, empty = 0, wrong = 0, first_wrong = -1, first_wrong_cycle = -1;
+  int64_t watched = 0;  // cycles from the end of the first frame on this stream to the end of the last
+  std::vector<int64_t> began, ended;  // cycle in which the first and the last word of each frame passed
   std::vector<Limb> found;
   std::vector<Limb> pushed;
   bool pushes = false, pops = false;
@@ -43,10 +45,12 @@ struct Stream {
     return false;
   }
 
-  void offer(bool is_valid, bool counted) {
+  void offer(bool is_valid) {
     pushes = is_valid && fifo.input_ready();
-    if (counted && is_valid && !pushes) held++;
-    if (counted && !fifo.output_valid()) empty++;
+    if (passed < words_per_frame || passed >= total()) return;
+    watched++;
+    if (is_valid && !pushes) held++;
+    if (!fifo.output_valid()) empty++;
   }
 
   void clock(int64_t cycle) {
@@ -55,6 +59,10 @@ struct Stream {
         first_wrong = passed;
         first_wrong_cycle = cycle;
         found = pushed;
+      }
+      if (passed < total()) {
+        if (passed % words_per_frame == 0) began.push_back(cycle);
+        if ((passed + 1) % words_per_frame == 0) ended.push_back(cycle);
       }
       passed++;
     }
@@ -68,6 +76,12 @@ struct Node {
   std::string name;
   std::vector<int> inputs, outputs;
 };
+
+std::string listed(const std::vector<int64_t>& values) {
+  std::string text;
+  for (int64_t value : values) text += (text.empty() ? "" : ", ") + std::to_string(value);
+  return "[" + text + "]";
+}
 
 std::vector<int64_t> integers(std::istream& file, size_t count) {
   std::vector<int64_t> values(count);
@@ -199,7 +213,7 @@ struct Network {
     return input.passed < input.total() && input.passed * pace <= cycle * input.words_per_frame;
   }
 
-  void step(bool counted) {
+  void step() {
     for (auto& node : nodes) {
       Layer& layer = *node.layer;
       for (size_t port = 0; port < node.inputs.size(); port++) {
@@ -217,7 +231,7 @@ struct Network {
         Stream& stream = streams[node.outputs[port]];
         bool is_valid = layer.output_valid(port);
         if (is_valid) layer.output_word(port, stream.pushed.data());
-        stream.offer(is_valid, counted);
+        stream.offer(is_valid);
       }
       layer.clock();
     }
@@ -225,7 +239,7 @@ struct Network {
       Stream& input = streams[source];
       bool sends = may_send(input);
       if (sends) std::copy_n(&input.expected[input.passed * input.limbs], input.limbs, input.pushed.begin());
-      input.offer(sends, counted);
+      input.offer(sends);
       if (input.pushes && first_input < 0) first_input = cycle;
     }
     for (int sink : sinks) streams[sink].pops = true;
@@ -240,8 +254,7 @@ struct Network {
   void run() {
     reset();
     for (int64_t last_transfer = 0; static_cast<int64_t>(finished.size()) < frames; cycle++) {
-      bool counted = !finished.empty();
-      step(counted);
+      step();
       for (auto& stream : streams) {
         if (stream.pushes) last_transfer = cycle;
         stream.clock(cycle);
@@ -268,14 +281,13 @@ struct Network {
   void write(const std::string& path) const {
     std::ofstream file(path);
     file << "{\"cycles\": " << cycle << ", \"first_input\": " << first_input << ", \"stopped\": \"" << stopped
-         << "\", \"finished\": [";
-    for (size_t frame = 0; frame < finished.size(); frame++) file << (frame ? ", " : "") << finished[frame];
-    file << "], \"streams\": [";
+         << "\", \"finished\": " << listed(finished) << ", \"streams\": [";
     for (size_t index = 0; index < streams.size(); index++) {
       const Stream& stream = streams[index];
       file << (index ? ",\n" : "\n") << "{\"words\": " << stream.passed << ", \"peak\": " << stream.peak
            << ", \"left\": " << stream.fifo.count() << ", \"held\": " << stream.held << ", \"empty\": " << stream.empty
-           << ", \"wrong\": " << stream.wrong << ", \"first_wrong\": " << stream.first_wrong
+           << ", \"watched\": " << stream.watched << ", \"began\": " << listed(stream.began)
+           << ", \"ended\": " << listed(stream.ended) << ", \"wrong\": " << stream.wrong << ", \"first_wrong\": " << stream.first_wrong
            << ", \"first_wrong_cycle\": " << stream.first_wrong_cycle << ", \"found\": [";
       for (size_t limb = 0; limb < stream.found.size(); limb++) file << (limb ? ", " : "") << stream.found[limb];
       file << "]}";
