@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -94,6 +95,9 @@ def prepare(
     grouped: Grouped = None,
     requant: Requant = None,
     folding: Folding = "fxfactor",
+    fifo_depths: Annotated[
+        Path | None, typer.Option(help="What [bold]simulate --output[/] wrote: FIFOs as deep as there.", metavar="FILE")
+    ] = None,
     verify: Verify = None,
     python: Python = None,
     timeout_s: Timeout = 3600.0,
@@ -107,6 +111,7 @@ def prepare(
         "grouped": grouped,
         "requant": requant,
         "folding": folding,
+        "fifo_depths": None if fifo_depths is None else _depths(fifo_depths),
     }
     options |= {"verify": verify, "python": python, "timeout_s": timeout_s, "cache": cache}
     result = _watched(run, folder, file, board, _frames(target_fps), clock_ns, **options)
@@ -186,6 +191,18 @@ def synthesize(
         print(result.to_json())
     else:
         Console().print(result)
+
+
+def _depths(file: Path) -> dict[str, int]:
+    """Stream -> depth, from a simulation's JSON. Raises FinnError where the file holds something else."""
+    from fxfactor.errors import FinnError
+
+    try:
+        return {stream["name"]: int(stream["depth"]) for stream in json.loads(file.read_text())["streams"]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise FinnError(
+            f"required: what fxfactor finn simulate --output wrote; found: {str(file)!r} ({error}); write it anew"
+        ) from error
 
 
 def _frames(text: str) -> Any:

@@ -22,6 +22,7 @@ from fxfactor.finn.integer.forms import Form
 from fxfactor.finn.process.start import WORKER
 from fxfactor.finn.process.worker import VERSION
 from fxfactor.finn.result import Estimate
+from fxfactor.finn.simulation.design import fifos_on_streams
 from fxfactor.finn.target import Folding, Frames, Limits, Target
 
 STEPS = (
@@ -64,6 +65,9 @@ FINN_FOLDER = "$::env(FINN_FOLDER)"
 SOURCES = (".v", ".sv", ".vh", ".cpp", ".h", ".hpp", ".tcl", ".sh", ".txt", ".json")
 """Files of code generation that are text and may name folders."""
 
+FIFO_DEPTHS = "fifo_depths.json"
+"""Depth of every FIFO, in the form that FINN+ reads (its ApplyFIFODepthsFromFile), where they are given."""
+
 TEMPLATES = ("build_finn_plus.yaml", "build_finn.py", "README.md")
 """Files of the build, as templates/NAME.txt."""
 
@@ -90,6 +94,7 @@ def prepare(
     grouped: Form | None = None,
     requant: bool | None = None,
     folding: Folding = "fxfactor",
+    fifo_depths: Mapping[str, int] | None = None,
     verify: Any = None,
     python: str | Path | None = None,
     timeout_s: float = 3600.0,
@@ -103,8 +108,10 @@ def prepare(
     what has to come out), scales.json (what the integers stand for), generated/ (HLS and RTL sources of every layer, as
     FINN's step_hw_codegen writes them), estimate.json and README.md; grouped_mvau.py and integer_requant.py, hardware layers of
     our own, where a grouped convolution is one block or a quantizer one multiplication; unequal_splits.py, a correction, where
-    channels are split into unequal parts. With `verify` the sample is its first
-    image.
+    channels are split into unequal parts. With `verify` the sample is its first image.
+
+    `fifo_depths`: stream -> words that its FIFO holds, for all streams: `Simulation.depths` of `fxfactor.finn.simulate` for the
+    same file, board and target. FINN+ takes them (fifo_depths.json) in place of its own search, which needs Vivado.
 
     `folder` must not exist, or be empty; it appears whole or not at all. The other arguments, and what is raised, are as
     in `fxfactor.finn.estimate`.
@@ -121,6 +128,7 @@ def prepare(
         cache=cache,
         progress=progress,
         generate=True,
+        describe=fifo_depths is not None,
         grouped=grouped,
         requant=requant,
         folding=folding,
@@ -138,11 +146,13 @@ def prepare(
                 np.save(new / name, images[f"outputs{index}"][:1].astype(np.float32))
         (new / "scales.json").write_text(json.dumps(outcome.network.notes, indent=1) + "\n")
         (new / "estimate.json").write_text(estimate.to_json())
+        if fifo_depths is not None:
+            (new / FIFO_DEPTHS).write_text(json.dumps(_fifo_config(outcome.layers, fifo_depths), indent=1) + "\n")
         _copy_sources(outcome.generated, outcome.finn, new / "generated")
         for module, _, _ in own:
             file_name = f"{module}.py"
             shutil.copy(WORKER.with_name(file_name), new / file_name)
-        for name, text in _texts(estimate, len(outcome.generated), own).items():
+        for name, text in _texts(estimate, len(outcome.generated), own, fifo_depths is not None).items():
             (new / name).write_text(text)
     return Prepared(target, len(outcome.generated), estimate)
 
@@ -154,6 +164,27 @@ def _own_files(model: onnx.ModelProto) -> list[tuple[str, str, str]]:
     sizes = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     own = [needed for layer, needed in OWN_LAYERS.items() if layer in kinds]
     return [*own, SPLITS] if any(len(np.unique(sizes[node.input[1]])) > 1 for node in splits) else own
+
+
+def _fifo_config(layers: list[dict[str, Any]], depths: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    """What FINN+ reads. Raises FinnError where the streams are not those of this build."""
+    fifos = fifos_on_streams(layers)
+    wrong = sorted(set(fifos) ^ set(depths))
+    if wrong:
+        where = "in this build only" if wrong[0] in fifos else "in fifo_depths only"
+        raise FinnError(
+            f"required: fifo_depths for the streams of this build; found: {len(wrong)} streams that differ, {wrong[0]!r} "
+            f"{where}; simulate the same file with the same board, target_fps, clock_ns, limits, grouped, requant and folding"
+        )
+    if shallow := [name for name, depth in depths.items() if depth < 2]:
+        raise FinnError(f"required: depths of at least 2 words; found: {shallow[0]!r}: {depths[shallow[0]]}; give more")
+    found = {name: 2 for names in fifos.values() for name in names}
+    found |= {names[0]: depths[stream] for stream, names in fifos.items() if names}
+    return {
+        "fifo_depths": found,
+        "impl_style": dict.fromkeys(found, "rtl"),
+        "ram_style": dict.fromkeys(found, "auto"),
+    }
 
 
 def _copy_sources(folders: Mapping[str, str], finn: str, target: Path) -> None:
@@ -169,8 +200,12 @@ def _copy_sources(folders: Mapping[str, str], finn: str, target: Path) -> None:
             file.write_text(text)
 
 
-def _texts(estimate: Estimate, generated: int, own: Sequence[tuple[str, str, str]]) -> dict[str, str]:
+def _texts(estimate: Estimate, generated: int, own: Sequence[tuple[str, str, str]], has_depths: bool) -> dict[str, str]:
     rows = [f"| {module}.py | {what} |\n" for module, _, what in own]
+    if has_depths:
+        rows.append(
+            f"| {FIFO_DEPTHS} | depth of every FIFO, as simulated by fxfactor; FINN (Xilinx/finn) finds its own |\n"
+        )
     flow = "VITIS_ALVEO" if estimate.board in ALVEO else "VIVADO_ZYNQ"
     values = {
         "board": estimate.board,
@@ -180,6 +215,7 @@ def _texts(estimate: Estimate, generated: int, own: Sequence[tuple[str, str, str
         "flow_value": flow.lower(),
         "version": VERSION,
         "generated": generated,
+        "fifos": f"auto_fifo_depths: false\nfifo_config_file: {FIFO_DEPTHS}\n" if has_depths else "",
         "fps": f"{estimate.fps:,.0f}",
         "notes": "".join(f"\n{note}\n" for note in estimate.notes),
         "plus_steps": "\n".join(f"  - {step}" for step in (*(f"{file}.{step}" for file, step, _ in own), *STEPS)),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from finn_helpers import outputs_in_float64
-from small_networks import REFUSED, TAKEN, build, chain, conv, relu
+from small_networks import REFUSED, TAKEN, Residual, build, chain, conv, quantizer, relu
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -158,6 +158,77 @@ if __name__ == "__main__":
             assert all(model.find_consumer(name).op_type == "StreamingFIFO" for name in node.output)
 """
 """FINN's steps from the folder alone, up to FIFOs, each of which has the shape of what stands before and behind it."""
+
+
+@pytest.mark.finn
+def test_fifos_are_as_deep_as_was_simulated(write: Write, tmp_path: Path, cache: Path) -> None:
+    """FINN+'s own step puts each depth between the layers that the stream is named after; a stream too few is refused."""
+    file = write(build(lambda: chain(Residual(*[quantizer()] * 2), conv(8, 8, 1), relu())))
+    options: dict[str, Any] = {"board": "Pynq-Z2", "target_fps": 20_000, "cache": cache}
+    depths = {name: 5 + index for index, name in enumerate(_streams(file, options))}
+    with pytest.raises(FinnError, match="found: 1 streams that differ, 'a -> b' in fifo_depths only") as refused:
+        fxfactor.finn.prepare(tmp_path / "wrong", file, **options, fifo_depths={**depths, "a -> b": 2})
+    assert "simulate the same file" in str(refused.value) and not (tmp_path / "wrong").exists()
+    with pytest.raises(FinnError, match=f"required: depths of at least 2 words; found: '{next(iter(depths))}': 1"):
+        fxfactor.finn.prepare(tmp_path / "wrong", file, **options, fifo_depths={**depths, next(iter(depths)): 1})
+    simulation = tmp_path / "simulation.json"
+    simulation.write_text(json.dumps({"streams": [{"name": name, "depth": depth} for name, depth in depths.items()]}))
+    arguments = ["prepare", str(tmp_path / "build"), str(file), "--board", "Pynq-Z2", "--target-fps", "20000"]
+    done = CliRunner().invoke(app, [*arguments, "--fifo-depths", str(simulation), "--cache", str(cache)])
+    assert done.exit_code == 0, done.output
+    assert "fifo_depths.json" in (tmp_path / "build" / "README.md").read_text()
+    asked = _in_python(tmp_path / "build", _SET_FIFOS)
+    assert asked.returncode == 0, asked.stderr[-2000:]
+    assert json.loads((tmp_path / "build" / "found.json").read_text()) == depths
+
+
+def _streams(file: Path, options: dict[str, Any]) -> list[str]:
+    """The streams of the hardware, as a simulation names them."""
+    from fxfactor.finn.estimation import Job
+    from fxfactor.finn.simulation.design import fifos_on_streams
+    from fxfactor.finn.target import Target
+
+    target = Target(options["board"], target_fps=options["target_fps"])
+    job = Job(file, target, cache=options["cache"], generate=True, describe=True)
+    with job.folder() as folder:
+        return list(fifos_on_streams(job.run(folder).layers))
+
+
+_SET_FIFOS = """
+import json, os
+os.environ.setdefault("XILINX_VIVADO", "/nonexistent/Vivado/2024.2")
+import finn.xsi
+finn.xsi.SimEngine = object
+from finn.builder import build_dataflow_steps
+from finn.builder.build_dataflow import resolve_build_steps
+from finn.builder.build_dataflow_config import DataflowBuildConfig
+from qonnx.core.modelwrapper import ModelWrapper
+from qonnx.custom_op.registry import getCustomOp
+
+def unchanged(model, config, **options):
+    return model
+
+if __name__ == "__main__":
+    config = DataflowBuildConfig.from_yaml(open("build_finn_plus.yaml").read())
+    config.output_dir = os.path.abspath("build")
+    config.verify_steps = []  # these compile HLS
+    os.makedirs("build/intermediate_models")
+    model = ModelWrapper("model.onnx")
+    for step in resolve_build_steps(config):
+        if step.__name__ == "step_generate_estimate_reports":
+            break
+        model = step(model, config)
+    build_dataflow_steps.step_hw_codegen = build_dataflow_steps.step_hw_ipgen = unchanged  # the latter needs Vivado
+    model = build_dataflow_steps.step_set_fifo_depths(model, config)
+    found = {}
+    for node in model.get_nodes_by_op_type("StreamingFIFO_rtl"):
+        writer, reader = model.find_producer(node.input[0]), model.find_consumer(node.output[0])
+        output = list(writer.output).index(node.input[0]) if writer else 0
+        name = f"{writer.name if writer else 'input'}{f':{output}' if output else ''} -> {reader.name if reader else 'output'}"
+        found[name] = getCustomOp(node).get_nodeattr("depth")
+    json.dump(found, open("found.json", "w"))
+"""
+"""FINN's steps from the folder alone, up to FIFOs: the depth of each, by what stands before and behind it."""
 
 
 @pytest.mark.finn

@@ -123,9 +123,10 @@ def test_as_generated_every_word_is_right(residual: Laboratory) -> None:
     assert kinds == {"DuplicateStreams_hls", "ElementwiseAdd_hls", "StreamingSplit_hls", "StreamingConcat_hls"}
 
 
-@pytest.mark.parametrize("which", range(5))
+@pytest.mark.parametrize("which", range(7))
 def test_one_bit_of_a_weight(residual: Laboratory, which: int) -> None:
-    layer = _layers(residual, "MVAU_rtl")[which]
+    units = _layers(residual, "MVAU_rtl")
+    layer = units[which % len(units)]
     lines = residual.generated.codes[layer].data["memblock.dat"].decode().split()
     at = 3 * which % len(lines)
     lines[at] = _flip(lines[at], which % 3)
@@ -147,10 +148,11 @@ def test_one_threshold(residual: Laboratory, which: int) -> None:
     assert [difference.layer for difference in found.differences][:1] == [layer]
 
 
-@pytest.mark.parametrize("which", range(4))
+@pytest.mark.parametrize("which", range(5))
 def test_two_channels_swapped(residual: Laboratory, which: int) -> None:
     """The weights of two output channels change places."""
-    layer = _layers(residual, "MVAU_rtl")[which]
+    units = _layers(residual, "MVAU_rtl")
+    layer = units[which % len(units)]
     attributes = residual.generated.design.layer(layer).attributes
     lines = residual.generated.codes[layer].data["memblock.dat"].decode().split()
     words = attributes["MW"] // attributes["SIMD"]  # of PE output channels

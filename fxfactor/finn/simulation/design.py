@@ -144,6 +144,17 @@ def design_of(told: list[dict[str, Any]]) -> Design:
     return Design(tuple(_layer(each, inputs[each["name"]], outputs) for each in real), tuple(streams))
 
 
+def fifos_on_streams(told: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Stream -> the FIFO layers that FINN put on it, the one next to its writer first."""
+    streams = {(stream.writer, stream.output): stream.name for stream in design_of(told).streams}
+    by_name = {each["name"]: each for each in told}
+    found: dict[str, list[str]] = {name: [] for name in streams.values()}
+    for each in told:
+        if each["kind"].startswith(FIFO):
+            found[streams[_writer(each["inputs"][0]["from"], by_name)]].append(each["name"])
+    return found
+
+
 def _writer(start: list[Any] | None, by_name: dict[str, dict[str, Any]]) -> tuple[str, int]:
     """The layer and its output at the other end of a chain of FIFOs."""
     while start is not None and by_name[start[0]]["kind"].startswith(FIFO):
