@@ -142,7 +142,7 @@ def _compare(graph: GraphModule, inputs: tuple[Tensor, ...], path: Path) -> tupl
 
     raw = ModelWrapper(str(path))
     named = ModelWrapper(str(path))
-    record_sites(named.model)
+    record_sites(named.model, [str(node.target) for node in graph.graph.nodes if node.op == "call_module"])
     cleaned = cleanup_model(named)
     feeds = {info.name: x.numpy() for info, x in zip(_inputs_of(cleaned), inputs, strict=True)}
     found, ties = _execute(cleaned, feeds), 0

@@ -126,7 +126,8 @@ def test_a_simulation_that_takes_too_long_is_stopped_and_ends_with_its_caller(
     # a caller that is killed can end nothing: the simulator sees that it is gone
     code = (
         "import os, subprocess, sys\n"
-        "process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL, start_new_session=True)\n"
+        "command = [*sys.argv[1:], str(os.getpid())]\n"
+        "process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)\n"
         "print(process.pid, flush=True)\n"
         "sys.stdin.read(1)\n"
         "os.kill(os.getpid(), 9)\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,12 +20,13 @@ import fxfactor
 from fxfactor.cli.finn import app
 from fxfactor.errors import FinnError
 from fxfactor.finn.commands import Commands
+from fxfactor.finn.process.folding import formulas
 from fxfactor.finn.simulation.rtl import TOP, Code
 from fxfactor.finn.synthesis import counting
 from fxfactor.finn.synthesis.cells import Area, area_of
 from fxfactor.finn.synthesis.counting import Counter, family_of, find_yosys
 from fxfactor.finn.synthesis.flow import AREAS
-from fxfactor.finn.synthesis.rtl_for_yosys import THRESHOLDS, libraries_of, source_of
+from fxfactor.finn.synthesis.rtl_for_yosys import QUEUES, THRESHOLDS, libraries_of, source_of
 
 needs_yosys = pytest.mark.skipif(find_spec("pyosys") is None, reason="pip install 'fxfactor[synthesize]'")
 
@@ -164,6 +166,61 @@ def test_memories_go_where_their_style_says(tmp_path: Path) -> None:
     assert (found["ultra"].bram18, found["ultra"].lut_memory, found["ultra"].uram) == (0, 0, 1)
     assert (found["distributed"].bram18, found["distributed"].uram) == (0, 0)
     assert found["distributed"].lut_memory == 8 * 1024 // 64
+
+
+ROM = f"""module {TOP}(input clk, input [ADDRESS-1:0] at, output reg [32:0] q);
+(* rom_style = "distributed" *) reg [32:0] memory [0:2**ADDRESS-1];
+initial $readmemh("memory.dat", memory);
+always @(posedge clk) q <= memory[at];
+endmodule"""
+
+
+@needs_yosys
+def test_a_memory_that_is_never_written_takes_a_look_up_table_for_64_bits(tmp_path: Path) -> None:
+    """As our price `rom_luts` has it; random content would become three to eight times as many as logic."""
+    counter = Counter(find_yosys(), "xcup", True, tmp_path, 2)
+    codes = {}
+    for address in (5, 6, 7, 8, 9):
+        words = "".join(f"{random.Random(at).getrandbits(33):09x}\n" for at in range(2**address))
+        codes[address] = code(ROM.replace("ADDRESS", str(address)), {"memory.dat": words.encode()})
+    with Commands(time.monotonic() + 600) as commands:
+        areas, _ = counter.areas(codes.values(), commands, lambda step: None)
+    found = {address: areas[each.key].lut for address, each in codes.items()}
+    assert found == {5: 33, 6: 33, 7: 66, 8: 132, 9: 264 + 33}
+    assert all(area.bram18 == 0 and area.ff == 33 for area in areas.values())
+    assert [formulas.rom_luts(33, 2**address) for address in (6, 7, 8, 9)] == [33, 66, 132, 297]
+
+
+QUEUE = """module memstream #(WIDTH = 40, FULL_CREDIT = 8)(input clk, Rs3, input [WIDTH-1:0] Dat3, input [3:0] at, output [WIDTH-1:0] q);
+typedef logic [WIDTH-1:0] data_t;
+		(* SHREG_EXTRACT = "yes" *)
+		data_t  OSrl[FULL_CREDIT-1];
+		logic [$clog2(FULL_CREDIT):0]  OPtr = -1;
+		always_ff @(posedge clk) begin
+			if(Rs3)  OSrl <= { Dat3, OSrl[0:FULL_CREDIT-3] };
+		end
+always_ff @(posedge clk) OPtr <= at;
+assign q = OSrl[OPtr];
+endmodule
+"""
+
+
+@needs_yosys
+def test_a_queue_is_a_look_up_table_for_each_bit(tmp_path: Path) -> None:
+    """What Vivado makes of it; Yosys alone would take flip-flops for all words, and multiplexers."""
+    top = f"""module {TOP}(input clk, push, input [39:0] d, input [3:0] at, output [39:0] q);
+    memstream queue(.clk(clk), .Rs3(push), .Dat3(d), .at(at), .q(q)); endmodule"""
+    layer = Code({"layer.sv": top, "memstream.sv": QUEUE}, {}, (8,), (8,))
+    counter = Counter(find_yosys(), "xcup", True, tmp_path, 1)
+    with Commands(time.monotonic() + 600) as commands:
+        areas, _ = counter.areas([layer], commands, lambda step: None)
+    assert (areas[layer.key].lut, areas[layer.key].ff) == (40, 3)
+
+
+@pytest.mark.parametrize("name", QUEUES)
+def test_a_queue_that_finn_has_changed_is_refused(name: str) -> None:
+    with pytest.raises(FinnError, match=f"required: FINN's {name} as in finn-plus 1.6.1"):
+        source_of(code("module other; endmodule", name=name))
 
 
 @needs_yosys

@@ -46,3 +46,22 @@ def test_a_site_is_that_of_the_weight_or_of_the_name_and_outlives_new_names() ->
     found = {node.op_type: site_of(node, {}, ()) for node in model.graph.node}
     assert found == {"Quant": "", "Conv": "stem.0", "Relu": "head", "Add": ""}
     assert [bool(node.doc_string) for node in model.graph.node] == [False, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("called", "wanted"),
+    [
+        (["a.conv.quant", "a.relu", "b.conv.quant", "a.relu"], ["a.conv.quant", "a.relu", "b.conv.quant", "a.relu"]),
+        (["a.conv.quant", "a.relu", "a.relu"], ["quant", "a.relu", "quant", "a.relu"]),  # one quantizer was left out
+        (["a.other_quant", "b.other_quant"], ["quant", "relu", "quant", "relu"]),  # another name that ends alike
+        ([], ["quant", "relu", "quant", "relu"]),
+    ],
+)
+def test_equal_ends_of_paths_become_whole_ones_by_the_order_of_calls(called: list[str], wanted: list[str]) -> None:
+    nodes = [
+        helper.make_node(operation, ["x"], [f"y{index}"], name=f"/{path}/act_quant/{operation}")
+        for index, (operation, path) in enumerate([("Quant", "quant"), ("Relu", "relu")] * 2)
+    ]
+    model = helper.make_model(helper.make_graph(nodes, "net", [], []))
+    record_sites(model, called)
+    assert [site_of(node, {}, ()) for node in model.graph.node] == wanted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,7 @@ class Bench:
         description, result = self.folder / "network", self.folder / "result.json"
         description.write_text(self._describe(depths, self.frames if frames is None else frames, pace))
         result.unlink(missing_ok=True)
-        said = commands.run([self.built.simulator, description, result], self.folder, what)
+        said = commands.run([self.built.simulator, description, result, str(os.getpid())], self.folder, what)
         complaints = dict.fromkeys(
             line.partition("%")[2] for line in said.splitlines() if "%Warning" in line or "%Error" in line
         )

@@ -21,7 +21,16 @@ from fxfactor.finn.commands import Commands, end
 from fxfactor.finn.process.cache import drop_oldest, sweep
 from fxfactor.finn.simulation.rtl import TOP, Code
 from fxfactor.finn.synthesis.cells import Area, area_of
-from fxfactor.finn.synthesis.rtl_for_yosys import BLACK_BOXES, CELLS, LUT_RAMS, Source, libraries_of, source_of
+from fxfactor.finn.synthesis.rtl_for_yosys import (
+    BLACK_BOXES,
+    CELLS,
+    LUT_RAMS,
+    ROM_MAP,
+    ROMS,
+    Source,
+    libraries_of,
+    source_of,
+)
 
 YOSYS = "0.70"
 """The release of pyosys on PyPI that FINN's RTL was tried with."""
@@ -163,8 +172,9 @@ class Counter:
             _READ.format(top=TOP, boxes=boxes, files=files),
             f"hierarchy -check -top {TOP}",
             steps("begin:map_memory"),
-            f"memory_libmap -logic-cost-rom 0.015625 {memories} "
+            f"memory_libmap -logic-cost-rom 0.015625 -lib {ROMS} {memories} "
             + ("-lib +/xilinx/urams.txt" if self.has_ultra_ram else "-no-auto-huge"),
+            f"techmap -map {ROM_MAP}",
             "techmap -map +/xilinx/lutrams_xc5v_map.v",
             f"techmap -map +/xilinx/{_BLOCK_RAM_MAPS[self.family]}",
             *(["techmap -map +/xilinx/urams_map.v"] if self.has_ultra_ram else []),

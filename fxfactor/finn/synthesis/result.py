@@ -19,8 +19,8 @@ SCHEMA_VERSION = 1
 """Of `Synthesis.to_json`."""
 
 CAVEAT = (
-    "Counted by Yosys before placement: it packs less tightly than Vivado and takes flip-flops for shift registers with an "
-    "address. Ours and FINN's are estimates of the same layers. Not counted: layers in HLS, FIFOs, the shell."
+    "Counted by Yosys before placement: it packs less tightly than Vivado. Ours and FINN's are estimates of the same layers. "
+    "Not counted: layers in HLS, FIFOs, the shell."
 )
 _NO_AREA, _NO_RESOURCES = Area(0, 0, 0, 0, 0, 0), Resources(0, 0, 0, 0)
 Sum = tuple[Area, Resources, Resources]
