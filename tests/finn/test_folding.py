@@ -23,7 +23,7 @@ import fxfactor.finn
 from fxfactor.errors import FinnError, InfeasibleError
 from fxfactor.finn.boards import BOARDS, Resources
 from fxfactor.finn.process.folding.candidates import NEVER, Member, divisors, settings, words
-from fxfactor.finn.process.folding.connections import converter_luts, waiting_pixels
+from fxfactor.finn.process.folding.connections import waiting_pixels
 from fxfactor.finn.process.folding.program import (
     Candidate,
     Costs,
@@ -129,11 +129,8 @@ def test_what_binds_is_named_with_the_least_it_needs() -> None:
     assert error.value.facts == {"unit": 1, "fastest": 20}
 
 
-def test_divisors_and_converters() -> None:
+def test_divisors() -> None:
     assert divisors(36) == [1, 2, 3, 4, 6, 9, 12, 18, 36]
-    assert converter_luts(8, 8) == 0
-    assert converter_luts(8, 32) > 32
-    assert converter_luts(12, 8) > converter_luts(12, 4)  # by way of words of 24 bits
 
 
 class Layer:
@@ -233,18 +230,6 @@ def test_a_grouped_block_and_its_window_generator_agree() -> None:
 
 
 # ---- with FINN ----
-
-
-@pytest.mark.finn
-def test_converters_cost_what_finn_says() -> None:
-    pytest.importorskip("finn")
-    from onnx import helper
-    from qonnx.custom_op.registry import getCustomOp
-
-    for written, read in ((8, 32), (32, 8), (12, 8), (64, 4)):
-        node = helper.make_node("StreamingDataWidthConverter", ["a"], ["b"], domain="finn.custom_op.fpgadataflow",
-                                inShape=[1, 96], outShape=[1, 96], inWidth=written, outWidth=read, dataType="INT4")  # fmt: skip
-        assert getCustomOp(node).lut_estimation("") == converter_luts(written, read)
 
 
 @pytest.mark.finn

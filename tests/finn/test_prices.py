@@ -34,17 +34,70 @@ UNITS = [
     (256, 128, 8, 8, 8, 8, 20, 1490, 40, 0, 32),
 ]
 THRESHOLDS = [
-    # input bits, output bits, channels, PE, LUTs by Yosys with random thresholds
-    (12, 4, 16, 1, 127),
-    (12, 4, 64, 1, 334),
-    (12, 4, 64, 4, 498),
-    (12, 4, 64, 16, 1345),
-    (16, 4, 32, 2, 300),
-    (10, 2, 64, 1, 96),
-    (16, 6, 32, 2, 910),
+    # bits of inputs, thresholds and results, signed results, channels, PE, and LUTs by Yosys with random thresholds
+    (2, 3, 2, False, 64, 2, 23),
+    (3, 3, 2, False, 16, 1, 25),
+    (3, 3, 2, False, 32, 2, 31),
+    (9, 7, 2, False, 32, 1, 52),
+    (9, 7, 2, True, 16, 2, 88),
+    (9, 8, 3, False, 32, 2, 129),
+    (9, 8, 3, False, 64, 1, 105),
+    (10, 7, 2, False, 32, 2, 83),
+    (10, 9, 3, True, 64, 1, 115),
+    (11, 10, 4, True, 16, 1, 123),
+    (11, 10, 4, True, 32, 2, 230),
+    (12, 9, 3, True, 64, 2, 160),
+    (20, 17, 2, False, 16, 2, 169),
+    (20, 18, 4, False, 16, 1, 186),
 ]
-
-
+WINDOWS = [
+    # pixels of a kernel, folds of channels, SIMD, all pixels at once, FINN's LUTs of memory, and LUTs by Yosys
+    (1, 16, 2, False, 0, 93),
+    (1, 16, 2, False, 0, 103),
+    (9, 2, 8, False, 256, 529),
+    (9, 8, 2, False, 84, 345),
+    (9, 8, 2, False, 120, 401),
+    (9, 8, 4, False, 144, 362),
+    (9, 8, 4, False, 144, 366),
+    (9, 16, 2, False, 84, 330),
+    (9, 32, 1, False, 164, 496),
+    (9, 32, 2, False, 80, 332),
+    (9, 32, 2, False, 160, 449),
+    (9, 64, 1, False, 312, 701),
+]
+CONVERTERS = [
+    # bits of a word written and of one read, and LUTs by Yosys
+    (4, 8, 18),
+    (4, 12, 22),
+    (4, 16, 23),
+    (4, 32, 34),
+    (4, 64, 51),
+    (8, 4, 30),
+    (12, 4, 43),
+    (16, 4, 88),
+    (24, 4, 115),
+    (32, 4, 205),
+    (64, 4, 548),
+    (8, 12, 37),
+    (12, 8, 46),
+    (16, 12, 102),
+    (36, 16, 191),
+    (12, 24, 26),
+    (12, 36, 30),
+    (12, 48, 31),
+    (12, 96, 42),
+    (12, 192, 59),
+    (24, 12, 54),
+    (36, 12, 91),
+    (48, 12, 216),
+    (72, 12, 286),
+    (96, 12, 550),
+    (192, 12, 1510),
+    (24, 36, 68),
+    (36, 24, 94),
+    (48, 36, 246),
+    (108, 48, 478),
+]
 REQUANTS = [
     # PE, input bits, scale bits (both with signs), bias bits, result bits, signed, slices, and LUTs by Yosys
     (2, 18, 25, 36, 8, False, 1, 112),
@@ -80,7 +133,7 @@ def test_matrix_units_cost_what_yosys_counts(unit: tuple[int, ...]) -> None:
     rows, columns, pe, simd, weights, inputs, sums, logic, memory, bram18, dsp = unit
     lanes = formulas.dsp_lanes("DSP48E2", weights, inputs, True)
     found = formulas.matrix_unit_luts(pe, simd, lanes, weights, inputs, sums) - pe * sums  # less the output queue
-    assert found == pytest.approx(logic, rel=0.122)
+    assert found == pytest.approx(logic, rel=0.25)  # none of these units is among those that prices are fitted to
     kept = (0, 0) if pe == columns else formulas.replay_memory(rows // simd, simd * inputs)
     assert kept == pytest.approx((memory, bram18), abs=8)
     assert formulas.matrix_unit_dsps(pe, simd, lanes, "DSP48E2", weights, inputs) == dsp
@@ -88,9 +141,25 @@ def test_matrix_units_cost_what_yosys_counts(unit: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("case", THRESHOLDS)
 def test_thresholds_cost_what_yosys_counts(case: tuple[int, ...]) -> None:
-    entering, bits, channels, pe, luts = case
-    memory = pe * sum(formulas.rom_luts(entering, channels // pe * 2**stage) for stage in range(bits))
-    assert formulas.threshold_luts(pe, bits, entering, memory) == pytest.approx(luts, rel=0.11)
+    entering, width, bits, signed, channels, pe, luts = case
+    memory = pe * sum(formulas.rom_luts(width, channels // pe * 2**stage) for stage in range(bits))
+    assert formulas.threshold_luts(pe, bits, entering, bool(signed), memory) == pytest.approx(luts, rel=0.2, abs=11)
+
+
+@pytest.mark.parametrize("case", WINDOWS)
+def test_window_generators_cost_what_yosys_counts(case: tuple[Any, ...]) -> None:
+    *layer, luts = case
+    assert formulas.window_luts(*layer) == pytest.approx(luts, rel=0.25)
+
+
+@pytest.mark.parametrize("case", CONVERTERS)
+def test_width_converters_cost_what_yosys_counts(case: tuple[int, ...]) -> None:
+    *widths, luts = case
+    assert formulas.converter_luts(*widths) == pytest.approx(luts, rel=0.2)
+
+
+def test_equal_widths_need_no_converter() -> None:
+    assert formulas.converter_luts(8, 8) == 0
 
 
 def test_lanes_of_a_dsp() -> None:
@@ -160,7 +229,7 @@ def test_what_finn_leaves_out_of_a_matrix_unit(layers: Any) -> None:
     assert finns(layer, part) == (0, 24, 4, 0)
     lut, bram18, dsp, uram = ours(layer, part, True)
     assert (bram18, dsp, uram) == (25, 8, 0)  # two lanes at 8 bits, and the buffer of the inputs
-    assert lut == pytest.approx(398 + 88, rel=0.1)
+    assert lut == pytest.approx(398 + 88 + 4 * 4 * 8, rel=0.1)  # by Yosys, with the queues of sums and of weights
     distributed = ours(unit(layers, ram_style="distributed"), part, True)
     assert distributed[0] - lut == formulas.rom_luts(128, 2304)
     assert distributed[1] == 1

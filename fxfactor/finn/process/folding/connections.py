@@ -4,7 +4,7 @@ FINN puts both in after its estimates, so that its figures leave them out. A FIF
 branches of different delay meet, the stream of the faster branch has to hold what the slower one is behind with. The delay
 is counted in parts of a frame: a window generator starts when it has a kernel's rows, padding brings the first of them for
 nothing, and every layer holds one pixel. That is what layers hold when all are busy, so it does not depend on folding.
-FINN's own figures for both (`StreamingFIFO`, `StreamingDataWidthConverter`) are asked.
+FINN's own figures for FIFOs (`StreamingFIFO`) are asked; width converters take more than FINN's formula says.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from . import formulas
 from .program import Costs, add
 
 SHALLOW = 2
@@ -38,22 +39,10 @@ class Prices:
         return float(found.lut), float(found.bram), 0.0, float(found.uram)
 
     def converter(self, written: int, read: int) -> Costs:
-        """A width converter where it is needed, and the shallow FIFO before it, by FINN's formula."""
+        """A width converter where it is needed, and the shallow FIFO before it."""
         if written == read:
             return 0.0, 0.0, 0.0, 0.0
-        return add((float(converter_luts(written, read)), 0.0, 0.0, 0.0), self.fifo(SHALLOW, written))
-
-
-def converter_luts(written: int, read: int) -> int:
-    """Look-up tables of a width converter: FINN's `StreamingDataWidthConverter.lut_estimation`."""
-    common, count, control = math.lcm(written, read), 0, 0
-    if written != common:
-        count += abs(math.ceil(math.log(written / common, 2)))
-        control += common
-    if common != read:
-        count += abs(math.ceil(math.log(common / read, 2)))
-        control += read
-    return count + control
+        return add((formulas.converter_luts(written, read), 0.0, 0.0, 0.0), self.fifo(SHALLOW, written))
 
 
 def delays(model: Any, custom: Callable[[Any], Any]) -> dict[str, float]:

@@ -1,8 +1,9 @@
 """Closed formulas for what FINN's estimators leave out or get wrong, and where each comes from.
 
 Exact ones are read off FINN's RTL (finn-rtllib of finn-plus 1.6.1) or its own estimators; fitted ones are least squares over
-counts of that RTL by Yosys 0.70 (PyPI pyosys, synth_xilinx for UltraScale+), which stand in tests/finn/test_prices.py. Nobody has
-compared them with Vivado yet, whose counts may differ by a third for a single layer.
+counts of that RTL by Yosys 0.70 (PyPI pyosys, synth_xilinx for UltraScale+). `benchmarks/synthesis.py` makes the counts and fits
+FITTED; those of single units stand in tests/finn/test_prices.py. Nobody has compared them with Vivado yet, whose counts may
+differ by a third for a single layer.
 """
 
 from __future__ import annotations
@@ -11,12 +12,23 @@ import math
 
 WRITEABLE_MEMORY_LUTS = 60
 """An AXI-lite port to write a weight memory: two address counters and a word register; assumed, not counted."""
-PADDING_LUTS = 34
-"""FMPadding_rtl, 16 channels of 4 bits, by Yosys."""
 DUPLICATE_LUTS = 10
 """The handshake of a stream copied in HLS; assumed, not counted."""
 
+FITTED: dict[str, tuple[float, ...]] = {
+    "matrix unit": (46.3, 1.45, 6.86, 4.78),
+    "padding": (32.4, 0.384),
+    "thresholds": (13.2, 1.47, 2.03, 0.835),
+    "width converter": (7.61, 2.43, 0.937, 0.763, 2.05),
+    "window generator": (98.0, 235.0, 88.8, 16.7, 0.921, 112.0),
+}
+"""What each part takes, in look-up tables: made by `benchmarks/synthesis.py fit`."""
+
 _A_WIDTH = {"DSP48E1": 25, "DSP48E2": 27, "DSP58": 27}
+
+
+def _priced(what: str, parts: tuple[float, ...]) -> float:
+    return sum(price * part for price, part in zip(FITTED[what], parts, strict=True))
 
 
 def dsp_lanes(block: str, weight_bits: int, input_bits: int, narrow: bool) -> int:
@@ -41,17 +53,22 @@ def matrix_unit_dsps(pe: int, simd: int, lanes: int, block: str, weight_bits: in
 
 
 def matrix_unit_luts(pe: int, simd: int, lanes: int, weight_bits: int, input_bits: int, sum_bits: int) -> float:
-    """Look-up tables of an RTL matrix unit without its memories. FINN says 0.
+    """Look-up tables of an RTL matrix unit without its memories. FINN says 0. See `matrix_unit_parts`."""
+    return _priced("matrix unit", matrix_unit_parts(pe, simd, lanes, weight_bits, input_bits, sum_bits)) + pe * sum_bits
 
-    Fitted to 19 counts by Yosys (PE 1 to 16, SIMD 1 to 32, 3 to 8 bits, sums of 12 to 22 bits), all within 12.2 %:
-    54, 1.37 for every bit of the adders that sum up SIMD products of `lane` bits for every output, 7.8 for every input and
-    output that shares its DSP slice with one below (what flows over into it is found and taken back), 3.4 for every bit that
-    its sums have beyond the lane. Exact are the shift registers of the output queue, one for every bit.
+
+def matrix_unit_parts(
+    pe: int, simd: int, lanes: int, weight_bits: int, input_bits: int, sum_bits: int
+) -> tuple[float, ...]:
+    """What the logic of a matrix unit grows with; its output queue is known exactly, a shift register for every bit.
+
+    Control; bits of the adders that sum up SIMD products of `lane` bits for every output; inputs and outputs that share
+    their DSP slice with one below (what flows over into it is found and taken back); bits that their sums have beyond the
+    lane.
     """
     lane = weight_bits + input_bits - 1
     shared = pe - math.ceil(pe / lanes)
-    logic = 54 + 1.37 * pe * (simd - 1) * lane + 7.82 * shared * simd + 3.36 * shared * max(0, sum_bits - lane)
-    return logic + pe * sum_bits
+    return 1.0, pe * (simd - 1) * lane, shared * simd, shared * max(0, sum_bits - lane)
 
 
 def replay_memory(words: int, width: int) -> tuple[int, int]:
@@ -70,13 +87,61 @@ def replay_memory(words: int, width: int) -> tuple[int, int]:
     return 0, block_rams(width, rows)
 
 
-def threshold_luts(pe: int, bits: int, input_bits: int, memory: int) -> float:
-    """Look-up tables of RTL thresholds: `memory` of them by `rom_luts`, the rest in comparators. FINN counts memory only.
+def weight_queue_luts(width: int) -> int:
+    """The queue behind a weight memory that streams words of `width` bits (memstream.sv): a shift register for every bit."""
+    return width
 
-    Fitted to 7 counts by Yosys with random thresholds (10 to 16 bits wide, outputs of 2 to 6 bits, PE 1 to 16), all within
-    10 %. Thresholds at equal distances, as pixel inputs have, need much less: 221 where FINN says 1,280.
+
+def threshold_luts(pe: int, bits: int, input_bits: int, signed: bool, memory: float) -> float:
+    """Look-up tables of RTL thresholds; `memory` of them by `rom_luts`, which is all that FINN counts. See `threshold_parts`.
+
+    For random thresholds. Those at equal distances, as pixel inputs have, need much less: 221 where FINN says 1,280.
     """
-    return 30 + 1.29 * memory + 0.98 * pe * bits * input_bits
+    return _priced("thresholds", threshold_parts(pe, bits, input_bits, signed, memory))
+
+
+def threshold_parts(pe: int, bits: int, input_bits: int, signed: bool, memory: float) -> tuple[float, ...]:
+    """Control; bits of comparators, one for each bit of the result; bits of signed results, which are shifted; memory."""
+    return 1.0, pe * bits * input_bits, pe * bits if signed else 0.0, memory
+
+
+def converter_luts(written: int, read: int) -> float:
+    """Look-up tables of a width converter (vpc.sv) from words of `written` bits to words of `read`. See `converter_parts`."""
+    return 0.0 if written == read else _priced("width converter", converter_parts(written, read))
+
+
+def converter_parts(written: int, read: int) -> tuple[float, ...]:
+    """What a width converter grows with. FINN's formula has the width only, and says a quarter where a word becomes eight.
+
+    It takes and gives multiples of their common divisor, and keeps as many of these parts as it takes and gives at once: control;
+    these parts, which a mask tells; bits that it takes, once more if these are several parts; and bits that are turned round
+    to where there is room. That takes a step for every bit in the number of parts beyond the first, in which a number that is
+    no power of two costs less (0.6, as counted).
+    """
+    common = math.gcd(written, read)
+    taken = written // common
+    turns = max(0.0, math.log2(taken) - 1) * (1.0 if taken & (taken - 1) == 0 else 0.6)
+    return 1.0, taken + read // common, written, written if taken > 1 else 0.0, written * turns
+
+
+def window_luts(pixels: int, folds: int, simd: int, parallel: bool, memory: float) -> float:
+    """Look-up tables of ConvolutionInputGenerator_rtl; FINN says 300 and its memory for any. See `window_parts`."""
+    return _priced("window generator", window_parts(pixels, folds, simd, parallel, memory))
+
+
+def window_parts(pixels: int, folds: int, simd: int, parallel: bool, memory: float) -> tuple[float, ...]:
+    """What a window generator grows with: control, by its kind (kernels of one pixel of `pixels`, which are a stride alone;
+    pixels of a window one after the other; all at once), more of it where the channels of a pixel come in `folds`; what
+    FINN says for its memory in look-up tables; and joining the parts of that memory, which is deepest for one channel at a
+    time.
+    """
+    kinds = (pixels == 1, pixels > 1 and not parallel, pixels > 1 and parallel, folds > 1)
+    return *(float(kind) for kind in kinds), memory, float(pixels > 1 and simd == 1)
+
+
+def padding_luts(width: int) -> float:
+    """Look-up tables of FMPadding_rtl, whose words have `width` bits. FINN says 0."""
+    return _priced("padding", (1.0, width))
 
 
 def requant_luts(

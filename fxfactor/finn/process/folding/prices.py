@@ -6,6 +6,7 @@ threshold comparators, of padding, adders and pools by `formulas`; the memory is
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from . import formulas
@@ -36,7 +37,11 @@ def ours(layer: Any, part: str, narrow: bool) -> Costs:
         return _thresholds(layer, part)
     if kind == "IntegerRequant_rtl":
         return _multiplication(layer, part)
+    if kind == "StreamingDataWidthConverter_rtl":
+        return formulas.converter_luts(layer.get_nodeattr("inWidth"), layer.get_nodeattr("outWidth")), 0.0, 0.0, 0.0
     theirs = finns(layer, part)
+    if kind == "ConvolutionInputGenerator_rtl":
+        return _window_luts(layer, theirs[0]), *theirs[1:]
     return (theirs[0] or _small_layer_luts(layer, kind), *theirs[1:])
 
 
@@ -59,12 +64,13 @@ def _weight_memory(layer: Any) -> Costs:
     """The memory that streams the weights. Where Vivado may choose ("auto") it is counted in block RAM, as FINN does."""
     width = layer.get_nodeattr("PE") * layer.get_nodeattr("SIMD") * layer.get_input_datatype(1).bitwidth()
     depth, style = layer.calc_wmem(), layer.get_nodeattr("ram_style")
+    queue = float(formulas.weight_queue_luts(width))
     if style == "distributed":
-        return float(formulas.rom_luts(width, depth)), 0.0, 0.0, 0.0
+        return queue + formulas.rom_luts(width, depth), 0.0, 0.0, 0.0
     if style == "ultra":
         writing = formulas.WRITEABLE_MEMORY_LUTS if layer.get_nodeattr("runtime_writeable_weights") else 0
-        return float(writing), 0.0, 0.0, float(formulas.ultra_rams(width, depth))
-    return 0.0, float(formulas.weight_block_rams(width, depth)), 0.0, 0.0
+        return queue + writing, 0.0, 0.0, float(formulas.ultra_rams(width, depth))
+    return queue, float(formulas.weight_block_rams(width, depth)), 0.0, 0.0
 
 
 def _hls_unit(layer: Any, part: str) -> Costs:
@@ -76,15 +82,16 @@ def _hls_unit(layer: Any, part: str) -> Costs:
 
 def _thresholds(layer: Any, part: str) -> Costs:
     pe, width = layer.get_nodeattr("PE"), layer.get_input_datatype(1).bitwidth()
-    bits, entering = layer.get_output_datatype().bitwidth(), layer.get_input_datatype(0).bitwidth()
+    leaving, entering = layer.get_output_datatype(), layer.get_input_datatype(0).bitwidth()
+    bits, signed = leaving.bitwidth(), leaving.signed()
     block, ultra = layer.get_nodeattr("depth_trigger_bram"), layer.get_nodeattr("depth_trigger_uram")
     if not block and not ultra:  # Vivado chooses, and FINN guesses what
         lut, bram18, dsp, uram = finns(layer, part)
-        return formulas.threshold_luts(pe, bits, entering, int(lut)), bram18, dsp, uram
+        return formulas.threshold_luts(pe, bits, entering, signed, lut), bram18, dsp, uram
     depths = [layer.get_nodeattr("NumChannels") // pe * 2**stage for stage in range(bits)]
     memory = pe * sum(formulas.rom_luts(width, depth) for depth in depths if not block or depth < block)
     bram18 = pe * sum(formulas.block_rams(width, depth) for depth in depths if block and depth >= block)
-    return formulas.threshold_luts(pe, bits, entering, memory), float(bram18), 0.0, 0.0
+    return formulas.threshold_luts(pe, bits, entering, signed, memory), float(bram18), 0.0, 0.0
 
 
 def _multiplication(layer: Any, part: str) -> Costs:
@@ -99,10 +106,17 @@ def _multiplication(layer: Any, part: str) -> Costs:
     return lut + memory, float(formulas.block_rams(width, words)) if is_block else 0.0, float(dsp), 0.0
 
 
+def _window_luts(layer: Any, finns_luts: float) -> float:
+    """FINN's figure is a constant and its memory."""
+    simd, pixels = layer.get_nodeattr("SIMD"), math.prod(layer.get_nodeattr("ConvKernelDim"))
+    folds, parallel = layer.get_nodeattr("IFMChannels") // simd, bool(layer.get_nodeattr("parallel_window"))
+    return formulas.window_luts(pixels, folds, simd, parallel, finns_luts - 300)
+
+
 def _small_layer_luts(layer: Any, kind: str) -> float:
     """Look-up tables of layers for which FINN's estimator says 0, from what they compute."""
     if kind == "FMPadding_rtl":
-        return formulas.PADDING_LUTS
+        return formulas.padding_luts(layer.get_instream_width())
     if kind.startswith("Elementwise"):
         return layer.get_nodeattr("PE") * layer.get_output_datatype().bitwidth()
     if kind == "Pool_hls":
