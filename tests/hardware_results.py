@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from fxfactor.compression.result import Compressed, Row
 from fxfactor.finn.boards import Resources
 from fxfactor.finn.simulation.result import SimulatedLayer, SimulatedStream, Simulation
 from fxfactor.finn.synthesis.cells import Area
@@ -45,3 +48,12 @@ SYNTHESIS = Synthesis(
         SynthesizedLayer("Pool_hls_0", "Pool_hls", "<pool>", None, Resources(7, 0, 0, 0), Resources(7, 0, 0, 0)),
     ),
 )  # fmt: skip
+
+CANDIDATES = (
+    Row("whole 1", True, 1, 0.93, 0.5, 5000, 60, 50, 0, 2000.0, fits=True, kept=True),
+    Row("factorized 1", False, 1, 0.9375, 0.25, 4000, 3, 20, 0, 2500.0, fits=True, kept=True),
+    Row("<factorized> 2", False, 1, 0.88, 0.125, 3000, 2, 10, 0, 2500.0, fits=True, kept=True),
+    Row("whole 2", True, 0, 0.94, 1.5, 50_000, 600, 500, 0, 2000.0),
+    Row("whole 3", True, 0, 0.95, message="no folding is as fast"),
+)
+COMPRESSED = Compressed(CANDIDATES, CANDIDATES[1], Path("somewhere"), "ZCU104 at 2,000 frames/s", 0.945, {})

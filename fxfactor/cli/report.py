@@ -98,6 +98,9 @@ def report(
     synthesis: Annotated[
         Path | None, typer.Option(help="JSON of [bold]fxfactor finn synthesize --json[/].", metavar="FILE")
     ] = None,
+    compressed: Annotated[
+        Path | None, typer.Option(help="result.json of [bold]fxfactor compress[/].", metavar="FILE")
+    ] = None,
     weights: Weights = None,
     model: Model = None,
     trust_source: TrustSource = False,
@@ -124,6 +127,7 @@ def report(
         "synthesis": _hardware(
             synthesis, "counts by Yosys", "fxfactor finn synthesize --json", ("yosys", "not_counted")
         ),
+        "compressed": _hardware(compressed, "candidates", "fxfactor compress", ("candidates", "front", "best")),
     }
     original, variants, _ = _networks(folders, Naming(model, trust_source, weights), with_weights=weights is not None)
     path = write(variants, output, original=original, distributions=table, accuracy=shares, title=title, **hardware)

@@ -74,12 +74,24 @@ class Compressed:
         """Of every candidate its best row; of rows that are as good the later one."""
         return best_rows(self.rows)
 
+    def remarks(self) -> list[tuple[Row, str]]:
+        """Of every candidate its best row and what is to be said of it; from cheap to expensive."""
+        front = {row.name for row in self.front()}
+        told = []
+        for row in sorted(self.candidates(), key=lambda row: (row.share is None, row.share or 0)):
+            notes = [row.message] if row.message else [] if row.fits else ["too large"]
+            notes += ["taken"] if row.name == self.best.name else ["on the front"] if row.name in front else []
+            told.append((row, "; ".join(notes)))
+        return told
+
     def to_dict(self) -> dict[str, Any]:
         """All of it as numbers, texts and lists."""
         return {
             "target": self.target,
             "original": self.original,
             "best": asdict(self.best),
+            "front": [row.name for row in self.front()],
+            "candidates": [{**asdict(row), "remark": remark} for row, remark in self.remarks()],
             "rows": [asdict(row) for row in self.rows],
             "plans": {name: json.loads(plan) for name, plan in self.plans.items()},
         }
@@ -92,14 +104,11 @@ class Compressed:
         table = new_table(title=f"{self.target}; the network given: {self.original:.2%}")
         for head in ("candidate", "epochs", "metric", "LUT", "BRAM18", "DSP", "URAM", "frames/s", ""):
             table.add_column(head, justify="left" if head in ("candidate", "") else "right", no_wrap=bool(head))
-        front = {row.name for row in self.front()}
-        for row in sorted(self.candidates(), key=lambda row: (row.share is None, row.share or 0)):
-            notes = [row.message] if row.message else [] if row.fits else ["too large"]
-            notes += ["taken"] if row.name == self.best.name else ["on the front"] if row.name in front else []
+        for row, remark in self.remarks():
             costs = (f"{value:,.0f}" if value is not None else "" for value in
                      (row.lut, row.bram18, row.dsp, row.uram, row.fps))  # fmt: skip
             metric = "" if row.metric is None else f"{row.metric:.2%}"
-            table.add_row(row.name, str(row.epochs), metric, *costs, "; ".join(notes))
+            table.add_row(row.name, str(row.epochs), metric, *costs, remark)
         return table
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
 from shutil import rmtree
@@ -34,6 +36,7 @@ from fxfactor.recipe import transform
 from fxfactor.recovery.finetune import finetune
 from fxfactor.recovery.reconstruct import Augment
 from fxfactor.recovery.round_weights import round_weights
+from fxfactor.report.page import SINGLE, report
 from fxfactor.storage.checkpoint import load, save
 from fxfactor.storage.qonnx import export
 
@@ -178,6 +181,22 @@ class Run:
             return True
 
         self.store.once("build", build)
+        if find_spec("matplotlib") is not None:
+            self._write_page(network, result)
+
+    def _write_page(self, network: GraphModule, result: Compressed) -> None:
+        """Everything on one page; accuracies where the metric is a share."""
+        metrics = {"original": result.original, SINGLE: _value(result.best)}
+        is_share = all(0 <= value <= 1 for value in metrics.values())
+        report(
+            network,
+            self.folder / "report.html",
+            original=self.model,
+            accuracy=metrics if is_share else None,
+            finn=json.loads((self.folder / "build" / "estimate.json").read_text()),
+            compressed=result,
+            title=f"Compressed for {self.target.board}",
+        )
 
     def _nothing_fits(self, rows: Sequence[Row]) -> FxfactorError:
         told = "; ".join(f"{row.name}: {row.message or _too_large(row, self.target)}" for row in rows)

@@ -66,6 +66,38 @@ def areas(synthesis: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def candidates(compressed: Mapping[str, Any]) -> Figure:
+    """Accuracy of every candidate over what it takes; compressed: `fxfactor.Compressed.to_dict`. The line is the front."""
+    rows = [row for row in compressed["candidates"] if row["share"] is not None and row["metric"] is not None]
+    panels = (("share", "share of the board, summed"), ("lut", "look-up tables"), ("dsp", "DSP slices"),
+              ("bram18", "block RAMs of 18 kbit"))  # fmt: skip
+    kinds = (("no layer factorized", BEFORE, "s", True), ("factorized", ACCENT, "o", False))
+    with styled():
+        figure, axes = new_figure(7.5, 5.5, 2, 2, sharey=True)
+        for axis, (resource, label) in zip(axes.flat, panels, strict=True):
+            for name, colour, marker, whole in kinds:
+                shown = [row for row in rows if row["whole"] == whole]
+                points = [row[resource] for row in shown], [100 * row["metric"] for row in shown]
+                faces = [colour if row["fits"] else "none" for row in shown]
+                axis.scatter(*points, s=28, marker=marker, edgecolors=colour, facecolors=faces, label=name)
+            taken = next(row for row in rows if row["name"] == compressed["best"]["name"])
+            axis.scatter([taken[resource]], [100 * taken["metric"]], s=120, marker="o", edgecolors=AFTER, facecolors="none",
+                         linewidths=1.6, label="taken")  # fmt: skip
+            axis.set_xlabel(label)
+            axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.2f}" if 0 < value < 10 else f"{value:,.0f}")
+            axis.grid()
+            axis.set_axisbelow(True)
+        front = [row for row in rows if row["name"] in compressed["front"]]
+        axes[0, 0].plot(
+            [row["share"] for row in front], [100 * row["metric"] for row in front], color=AFTER, linewidth=1
+        )
+        for axis in axes[:, 0]:
+            axis.set_ylabel("metric, %")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=3)
+    return figure
+
+
 def _name_rows(axis: Any, sites: Sequence[str]) -> None:
     """The first site on top, a grid for the numbers."""
     axis.set_yticks(range(len(sites)), sites)

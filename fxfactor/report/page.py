@@ -20,7 +20,7 @@ from fxfactor.graph.capture import capture
 from fxfactor.report.architecture import architecture
 from fxfactor.report.html import document, figure, folded
 from fxfactor.report.sections import network as sections
-from fxfactor.report.sections.finn import finn_section, simulation_section, synthesis_section
+from fxfactor.report.sections.finn import candidates_section, finn_section, simulation_section, synthesis_section
 from fxfactor.report.style import to_svg
 
 SINGLE = "transformed"
@@ -37,6 +37,7 @@ def report(
     finn: Any = None,
     simulation: Any = None,
     synthesis: Any = None,
+    compressed: Any = None,
     title: str = "fxfactor report",
 ) -> Path:
     """Write a self-contained HTML page about `qmodel`, or about several networks by name, and return its path.
@@ -45,7 +46,7 @@ def report(
     the picture of the architecture before and after. distributions: the table of `fxfactor.distributions` on the same
     networks, for findings, pictures and all rows. accuracy: shares by variant, "original" for the original network ("transformed"
     for a single `qmodel`). finn: what `fxfactor.finn.estimate` gave, or its JSON; simulation and synthesis: what
-    `fxfactor.finn.simulate` and `fxfactor.finn.synthesize` gave.
+    `fxfactor.finn.simulate` and `fxfactor.finn.synthesize` gave; compressed: what `fxfactor.compress` gave.
 
     Raises PreconditionError where `qmodel` is no transformed network, the table is about other networks, an accuracy is no
     share, matplotlib is missing (it is needed for pictures only), or the place cannot be written to.
@@ -57,6 +58,7 @@ def report(
         _require_same(distributions, variants)
     measured = distributions is not None
     parts = [
+        ("candidates", "Candidates", candidates_section(compressed)),
         ("findings", "What suffers, and why", sections.words(distributions) if distributions else ""),
         ("costs", "Costs" if not any(share is not None for share in shares.values()) else "Costs and accuracy",
          sections.costs(variants, shares)),

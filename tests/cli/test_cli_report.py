@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hardware_results import SIMULATION, SYNTHESIS
+from hardware_results import COMPRESSED, SIMULATION, SYNTHESIS
 from report_helpers import images, make_net
 
 import fxfactor
@@ -33,9 +33,10 @@ def test_on_the_command_line(
     assert run.exit_code == 0, run.output
     Path("simulation.json").write_text(SIMULATION.to_json())
     Path("synthesis.json").write_text(SYNTHESIS.to_json())
-    hardware = ["--simulation", "simulation.json", "--synthesis", "synthesis.json"]
+    Path("result.json").write_text(COMPRESSED.to_json())
+    hardware = ["--simulation", "simulation.json", "--synthesis", "synthesis.json", "--compressed", "result.json"]
     measured = ["--distributions", "distributions.json"]
     run = CliRunner().invoke(app, ["report", "l2", "--model", source, *measured, *hardware, "-o", "page.html"])
     assert run.exit_code == 0, run.output
-    for section in ("pictures", "simulation", "synthesis"):
+    for section in ("candidates", "pictures", "simulation", "synthesis"):
         assert f'<section id="{section}">' in Path("page.html").read_text()

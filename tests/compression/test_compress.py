@@ -66,6 +66,8 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
     def prepare(folder: Path, *arguments: Any, **settings: Any) -> None:
         found.built.append(folder)
+        folder.mkdir()
+        (folder / "estimate.json").write_text('{"board": "ZCU104", "fps": 1234.0}')
 
     def finetune(network: Any, loader: Any, *, epochs: int, **settings: Any) -> None:
         found.trained.append((str(_bits(network)), epochs))
@@ -129,6 +131,21 @@ def test_half_of_each_kind_is_trained_shortly_and_half_of_these_to_the_end(world
         name: (layer.groups, layer.weight_bits) for name, layer in found.plan.layers.items()
     }
     assert not list((tmp_path / "candidates").glob("*.checkpoint"))
+
+
+def test_the_result_is_a_page_where_pictures_can_be_drawn(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    found = run(world, tmp_path / "with", epochs=0)
+    page = (tmp_path / "with" / "report.html").read_text()
+    for section in ("candidates", "costs", "finn", "architecture", "plan"):
+        assert f'<section id="{section}">' in page
+    assert f"Taken: {found.best.name}, the best of 4 of 4 candidates" in page
+    monkeypatch.setattr(stages, "find_spec", lambda name: None)
+    run(world, tmp_path / "without", epochs=0)
+    assert (tmp_path / "without" / "result.json").is_file()
+    assert not (tmp_path / "without" / "report.html").exists()
 
 
 @pytest.mark.parametrize("at", [0, 1, 3, 5, 7])

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import xml.etree.ElementTree as ElementTree
 from typing import Any
 
 import pytest
-from hardware_results import SIMULATION, SYNTHESIS, layer
+from hardware_results import COMPRESSED, SIMULATION, SYNTHESIS, layer
 
 from fxfactor.report import hardware_plots
-from fxfactor.report.sections.finn import finn_section, simulation_section, synthesis_section
+from fxfactor.report.sections.finn import candidates_section, finn_section, simulation_section, synthesis_section
 from fxfactor.report.style import to_svg
 
 DATA: dict[str, Any] = {
@@ -45,6 +46,31 @@ def test_what_is_missing_leaves_no_trace() -> None:
     assert rows(html)[1:] == [["total", "10", "–", "–", "–"]]
     assert "hardware layers" not in html
     assert "Floating point in hardware: Mul" in html
+
+
+@pytest.mark.parametrize("form", ["object", "JSON"])
+def test_candidates_on_the_page(form: str) -> None:
+    pytest.importorskip("matplotlib")
+    html = candidates_section(COMPRESSED if form == "object" else json.loads(COMPRESSED.to_json()) | {"new": 1})
+    found = rows(html)
+    assert "Taken: factorized 1, the best of 3 of 5 candidates that are within the board" in html
+    assert [cells[0] for cells in found[1:]] == ["<factorized> 2", "factorized 1", "whole 1", "whole 2", "whole 3"]
+    assert ["factorized 1", "yes", "1", "93.75%", "4,000", "3", "20", "0", "2,500", "taken"] in found
+    assert ["<factorized> 2", "yes", "1", "88.00%", "3,000", "2", "10", "0", "2,500", "on the front"] in found
+    assert ["whole 1", "no", "1", "93.00%", "5,000", "60", "50", "0", "2,000", "–"] in found
+    assert found[4][-1] == "too large" and found[5][-1] == "no folding is as fast"
+    assert candidates_section(None) == ""
+
+
+def test_candidates_are_drawn_by_kind_and_hollow_where_they_are_too_large() -> None:
+    pytest.importorskip("matplotlib")
+    axes = hardware_plots.candidates(COMPRESSED.to_dict()).axes
+    whole, factorized, taken = axes[1].collections
+    assert whole.get_offsets().tolist() == [[5000, 93], [50_000, 94]]
+    assert [len(face) and face[3] for face in whole.get_facecolors()] == [1.0, 0.0]
+    assert factorized.get_offsets().tolist() == [[3000, 88], [4000, 93.75]]
+    assert taken.get_offsets().tolist() == [[4000, 93.75]]
+    assert axes[0].lines[0].get_xydata().tolist() == [[0.125, 88], [0.25, 93.75]]
 
 
 @pytest.mark.parametrize("form", ["object", "JSON"])

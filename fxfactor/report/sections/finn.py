@@ -1,15 +1,14 @@
-"""The hardware on the page: estimates, a simulation, counts by Yosys, from whatever form they are given in."""
+"""The hardware on the page: candidates, estimates, a simulation, counts by Yosys, as objects or as their JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
-from typing import Any
+from html import escape
+from typing import Any, cast
 
-from fxfactor.finn.result import CAVEAT, Estimate
-from fxfactor.finn.simulation.result import Simulation
+from fxfactor.finn.result import CAVEAT
 from fxfactor.finn.synthesis.result import CAVEAT as SYNTHESIS_CAVEAT
-from fxfactor.finn.synthesis.result import Synthesis
 from fxfactor.report import hardware_plots
 from fxfactor.report.html import cards, figure, folded, table
 from fxfactor.report.style import to_svg
@@ -45,6 +44,40 @@ def finn_section(estimate: Any) -> str:
     if any(layers):
         parts.append(folded(f"{len(layers)} hardware layers", _layer_table([each for each in layers if each])))
     return "".join(parts)
+
+
+def candidates_section(compressed: Any) -> str:
+    """What a `fxfactor.Compressed`, or its JSON, has of candidates: what was taken and why, and all beside it."""
+    data = _as_mapping(compressed)
+    if not data:
+        return ""
+    best, rows = data["best"], data["candidates"]
+    fitting = sum(row["fits"] and row["metric"] is not None for row in rows)
+    facts = [
+        ("metric", f"{best['metric']:.2%}", f"{data['original']:.2%} before"),
+        ("LUT", _number(best["lut"]), "estimated"),
+        ("BRAM18", _number(best["bram18"]), "estimated"),
+        ("DSP", _number(best["dsp"]), "estimated"),
+        ("frames/s", _number(best["fps"]), data["target"]),
+    ]
+    why = (
+        f"Taken: {best['name']}, the best of {fitting} of {len(rows)} candidates that are within the board; of equals the one "
+        "that takes the least."
+    )
+    heads = ("candidate", "factorized", "epochs", "metric", *(_KNOWN[name] for name in _RESOURCES), "frames/s", "")
+    cells = [_candidate(row) for row in rows]
+    svg = to_svg(hardware_plots.candidates(data), "candidates")
+    caption = "Each candidate at its best stage of training; hollow: more than the board has."
+    return "".join([
+        cards(facts), f"<p>{escape(why)}</p>", figure(svg, caption),
+        folded(f"{len(rows)} candidates", table(heads, cells, left=2, long=(len(heads) - 1,))),
+    ])  # fmt: skip
+
+
+def _candidate(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    metric = "" if row["metric"] is None else f"{row['metric']:.2%}"
+    costs = (_number(row[name]) for name in (*_RESOURCES, "fps"))
+    return row["name"], "no" if row["whole"] else "yes", row["epochs"], metric, *costs, row["remark"]
 
 
 def simulation_section(simulation: Any) -> str:
@@ -101,8 +134,8 @@ def _layer_table(layers: list[Mapping[str, Any]]) -> str:
 
 
 def _as_mapping(value: Any) -> Mapping[str, Any]:
-    if isinstance(value, Estimate | Simulation | Synthesis):
-        return value.to_dict()
+    if callable(to_dict := getattr(value, "to_dict", None)):
+        return cast(Mapping[str, Any], to_dict())
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     return value if isinstance(value, Mapping) else {}
