@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import re
 import tempfile
@@ -125,6 +126,14 @@ def told(entry: Entry) -> tuple[str, tuple[float, ...], float] | None:
         width = bits_of(attributes["weightDataType"])
         memory = pe * sum(formulas.rom_luts(width, channels // pe * 2**stage) for stage in range(bits))
         return "thresholds", formulas.threshold_parts(pe, bits, entering, leaving["signed"], memory), luts
+    if kind == "IntegerRequant_rtl" and not entry["yosys"]["bram18"]:
+        leaving, entering, pe = entry["outputs"][0], entry["inputs"][0], attributes["PE"]
+        product = entering["element_bits"] + (not entering["signed"]) + attributes["ScaleBits"] + 1
+        bias, shift = attributes["BiasBits"], attributes["Shift"]
+        slices = round(entry["prices"]["ours"][2] / pe)  # Yosys takes more of them for wide numbers
+        parameters = pe * (attributes["ScaleBits"] + bias) * math.ceil(attributes["NumChannels"] / pe / 64)
+        shape = leaving["element_bits"], shift, leaving["signed"]
+        return "multiplication", formulas.requant_parts(pe, product, bias, *shape, slices, parameters), luts
     if kind in ("MVAU_rtl", "MVAUGrouped_rtl"):
         return matrix_unit(entry, luts)
     return None

@@ -99,33 +99,30 @@ CONVERTERS = [
     (108, 48, 478),
 ]
 REQUANTS = [
-    # PE, input bits, scale bits (both with signs), bias bits, result bits, signed, slices, and LUTs by Yosys
-    (2, 18, 25, 36, 8, False, 1, 112),
-    (1, 9, 11, 10, 7, False, 1, 35),
-    (1, 20, 26, 34, 8, True, 2, 92),
-    (1, 18, 18, 28, 8, False, 1, 55),
-    (1, 26, 18, 36, 8, False, 1, 64),
-    (2, 14, 19, 24, 4, False, 1, 92),
-    (4, 14, 19, 24, 4, True, 1, 194),
-    (8, 11, 13, 16, 3, False, 1, 246),
-    (16, 10, 13, 16, 2, False, 1, 454),
-    (1, 20, 27, 40, 6, False, 2, 96),
-    (2, 18, 21, 30, 8, False, 1, 104),
-    (1, 12, 16, 20, 4, False, 1, 41),
-    (1, 18, 25, 36, 8, False, 1, 59),
-    (4, 18, 25, 36, 8, False, 1, 218),
-    (1, 12, 13, 20, 4, False, 1, 37),
-    (1, 9, 13, 11, 8, True, 1, 38),
-    (1, 22, 25, 40, 8, False, 2, 93),
-    (2, 22, 25, 40, 8, True, 2, 198),
-    (1, 17, 16, 22, 8, False, 1, 49),
+    # PE, bits of a product, bias and result, shift, signed, DSP slices, look-up tables of parameters, and LUTs by Yosys
+    (1, 20, 9, 8, 9, False, 1, 18, 33),
+    (1, 22, 11, 8, 11, False, 1, 23, 48),
+    (1, 22, 12, 7, 12, False, 1, 24, 41),
+    (1, 24, 13, 8, 13, False, 1, 25, 43),
+    (1, 25, 20, 4, 15, False, 1, 32, 70),
+    (1, 26, 20, 4, 17, True, 1, 33, 73),
+    (1, 33, 22, 8, 22, False, 1, 39, 66),
+    (1, 35, 30, 6, 26, True, 1, 49, 98),
+    (1, 39, 26, 6, 26, True, 1, 47, 95),
+    (1, 42, 36, 8, 28, False, 2, 58, 145),
+    (1, 46, 32, 8, 32, True, 2, 57, 142),
+    (1, 47, 42, 8, 35, True, 2, 68, 162),
+    (1, 48, 43, 8, 36, True, 2, 70, 201),
+    (1, 49, 33, 8, 33, True, 2, 62, 186),
+    (1, 50, 43, 8, 35, False, 2, 69, 173),
+    (1, 52, 45, 8, 39, True, 2, 73, 227),
 ]
 
 
 @pytest.mark.parametrize("case", REQUANTS)
 def test_multiplications_cost_what_yosys_counts(case: tuple[Any, ...]) -> None:
     *layer, luts = case
-    assert formulas.requant_luts(*layer) == pytest.approx(luts, rel=0.11)
+    assert formulas.requant_luts(*layer) == pytest.approx(luts, rel=0.2)
 
 
 @pytest.mark.parametrize("unit", UNITS)

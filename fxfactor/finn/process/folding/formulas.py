@@ -17,6 +17,7 @@ DUPLICATE_LUTS = 10
 
 FITTED: dict[str, tuple[float, ...]] = {
     "matrix unit": (46.3, 1.45, 6.86, 4.78),
+    "multiplication": (1.72, 1.77, 0.83, 1.12, 2.24),
     "padding": (32.4, 0.384),
     "thresholds": (13.2, 1.47, 2.03, 0.835),
     "width converter": (7.61, 2.43, 0.937, 0.763, 2.05),
@@ -145,17 +146,24 @@ def padding_luts(width: int) -> float:
 
 
 def requant_luts(
-    pe: int, input_bits: int, scale_bits: int, bias_bits: int, bits: int, signed: bool, slices: int
+    pe: int, product_bits: int, bias_bits: int, bits: int, shift: int, signed: bool, slices: int, parameters: int
 ) -> float:
-    """Look-up tables of IntegerRequant without its parameters. `input_bits` and `scale_bits` with their signs.
+    """Look-up tables of IntegerRequant. FINN has no such layer. See `requant_parts`."""
+    return _priced(
+        "multiplication", requant_parts(pe, product_bits, bias_bits, bits, shift, signed, slices, parameters)
+    )
 
-    Read off 19 counts by Yosys (inputs of 8 to 26 bits, scales of 10 to 26, results of 2 to 8, PE 1 to 16), all within 11 %: for
-    each of `pe` results an adder of product and bias, one for each bit of the result and 3 for its sign; 34 that join the
-    products where there are two of `slices`, DSP slices for each result. Where both numbers are wide Yosys takes four of
-    them, and up to 170 look-up tables.
+
+def requant_parts(
+    pe: int, product_bits: int, bias_bits: int, bits: int, shift: int, signed: bool, slices: int, parameters: int
+) -> tuple[float, ...]:
+    """What a multiplication for a quantizer grows with: control; `parameters`, look-up tables of 64 words by a bit; bits of
+    the sum where a product takes several DSP `slices`, which one of them cannot add; bits above those of the result, which
+    say whether it is clipped; and signed results.
     """
-    adder = max(input_bits + scale_bits, bias_bits, bits) + 1
-    return 6 + pe * (adder + bits + 1 + 3 * signed + 34 * (slices - 1))
+    total = max(product_bits, bias_bits, bits)
+    several = pe * (total + 1) if slices > 1 else 0
+    return 1.0, parameters, several, pe * max(0, total - shift - bits), pe if signed else 0.0
 
 
 def rom_luts(width: int, depth: int) -> int:

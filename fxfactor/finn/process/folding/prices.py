@@ -98,12 +98,17 @@ def _multiplication(layer: Any, part: str) -> Costs:
     """A quantizer as a product: what multiplies is certain, the rest is by our formula. FINN has no such layer."""
     (width, words), pe, leaving = layer.memory(), layer.get_nodeattr("PE"), layer.get_output_datatype()
     dsp, is_block = layer.dsp_estimation(part), layer.get_nodeattr("rom_style") == "block"
-    entering, scale = layer.multiplied()
     lut = formulas.requant_luts(
-        pe, entering, scale, layer.get_nodeattr("BiasBits"), leaving.bitwidth(), leaving.signed(), dsp // pe
+        pe,
+        sum(layer.multiplied()),
+        layer.get_nodeattr("BiasBits"),
+        leaving.bitwidth(),
+        layer.get_nodeattr("Shift"),
+        leaving.signed(),
+        dsp // pe,
+        0 if is_block else width * math.ceil(words / 64),
     )
-    memory = 0 if is_block else formulas.rom_luts(width, words)
-    return lut + memory, float(formulas.block_rams(width, words)) if is_block else 0.0, float(dsp), 0.0
+    return lut, float(formulas.block_rams(width, words)) if is_block else 0.0, float(dsp), 0.0
 
 
 def _window_luts(layer: Any, finns_luts: float) -> float:

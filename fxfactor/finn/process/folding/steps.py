@@ -76,14 +76,8 @@ def price(model: Any, part: str, request: dict[str, Any]) -> dict[str, Any]:
 
 def prices_of(node: Any, model: Any, part: str) -> dict[str, Costs]:
     """Our price and FINN's of a layer that stands in the generated model, which has width converters too."""
-    from finn.util.basic import is_versal
-
     layer = custom_of(node)
-    if node.op_type.startswith("StreamingDataWidthConverter"):
-        mine = Prices(is_versal(part), False).converter(layer.get_instream_width(), layer.get_outstream_width())
-    else:
-        mine = ours(layer, part, is_narrow(model, node))
-    return {"ours": mine, "finn": finns(layer, part)}
+    return {"ours": ours(layer, part, is_narrow(model, node)), "finn": finns(layer, part)}
 
 
 def cheapest(layers: list[Any], part: str, board: Costs, most_cycles: int, ultra: bool) -> tuple[Costs, Costs, int]:
