@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 from hardware_results import COMPRESSED, SIMULATION, SYNTHESIS, layer
 
-from fxfactor.report import hardware_plots
 from fxfactor.report.sections.finn import candidates_section, finn_section, simulation_section, synthesis_section
-from fxfactor.report.style import to_svg
 
 DATA: dict[str, Any] = {
     "board": "ZCU104", "fps": 1234.5, "latency_ms": 0.25, "bottleneck": "stem", "total": {"lut": 57600, "bram18": 3, "dsp": 0},
@@ -62,17 +60,6 @@ def test_candidates_on_the_page(form: str) -> None:
     assert candidates_section(None) == ""
 
 
-def test_candidates_are_drawn_by_kind_and_hollow_where_they_are_too_large() -> None:
-    pytest.importorskip("matplotlib")
-    axes = hardware_plots.candidates(COMPRESSED.to_dict()).axes
-    whole, factorized, taken = axes[1].collections
-    assert whole.get_offsets().tolist() == [[5000, 93], [50_000, 94]]
-    assert [len(face) and face[3] for face in whole.get_facecolors()] == [1.0, 0.0]
-    assert factorized.get_offsets().tolist() == [[3000, 88], [4000, 93.75]]
-    assert taken.get_offsets().tolist() == [[4000, 93.75]]
-    assert axes[0].lines[0].get_xydata().tolist() == [[0.125, 88], [0.25, 93.75]]
-
-
 @pytest.mark.parametrize("form", ["object", "JSON"])
 def test_a_simulation_on_the_page(form: str) -> None:
     pytest.importorskip("matplotlib")
@@ -89,15 +76,6 @@ def test_a_simulation_that_stopped_is_on_the_page_without_a_picture() -> None:
     html = simulation_section(changed)
     assert 'class="bad">The hardware differs from the network, or stopped' in html
     assert "<svg" not in html
-
-
-def test_a_site_is_drawn_when_its_last_layer_is_done() -> None:
-    """The stream between two layers of one site is no row of its own, and a frame has the same place in each row."""
-    pytest.importorskip("matplotlib")
-    axis = hardware_plots.pipeline(SIMULATION.to_dict()).axes[0]
-    assert [text.get_text() for text in axis.get_yticklabels()] == ["stem", "<pool>"]
-    bars = [[(bar.get_x(), bar.get_x() + bar.get_width()) for bar in frame] for frame in axis.containers]
-    assert bars == [[(10, 111), (115, 116)], [(110, 211), (215, 216)], [(210, 311), (315, 316)]]
 
 
 def test_the_layer_that_waits_least_sets_the_pace() -> None:
@@ -125,15 +103,6 @@ def test_a_synthesis_on_the_page(form: str) -> None:
     ] in cells  # the same layers: not the pooling, which has no count
     assert ["FINN's estimate", "950", "1", "0", "0", "–"] in cells
     assert "Not counted: layers in HLS" in html
-
-
-def test_the_bars_of_areas_are_sums_by_site() -> None:
-    pytest.importorskip("matplotlib")
-    figure = hardware_plots.areas(SYNTHESIS.to_dict())
-    axis = figure.axes[0]
-    assert [text.get_text() for text in axis.get_yticklabels()] == ["stem"]
-    assert [[bar.get_width() for bar in bars] for bars in axis.containers] == [[1234], [1040], [950]]
-    ElementTree.fromstring(to_svg(figure, "areas"))
 
 
 def test_nothing_simulated_or_synthesized_leaves_no_trace() -> None:

@@ -142,25 +142,25 @@ def fastest(
 def pareto(units: Sequence[Sequence[Candidate]], streams: Sequence[Stream]) -> list[list[Candidate]]:
     """The units without candidates that another one of the unit beats whatever its neighbours are.
 
-    One beats another if it costs no more of anything: with equal widths as they are, else with the dearest converters that
+    One beats another if it costs no more of anything: with equal widths as they are, else with the costliest converters that
     it could need and none for the other. Of equals the first stays.
     """
-    ends = _dearest(units, streams)
+    ends = _costliest(units, streams)
     return [_undominated(unit, ends[index]) for index, unit in enumerate(units)]
 
 
 def promising(
     units: Sequence[Sequence[Candidate]], streams: Sequence[Stream], weights: Sequence[float]
 ) -> list[list[Candidate]]:
-    """The units without candidates whose weighted costs exceed those of another one and its dearest converters.
+    """The units without candidates whose weighted costs exceed those of another one and its costliest converters.
 
     Where no limit holds, these are never chosen.
     """
-    ends, kept = _dearest(units, streams), []
+    ends, kept = _costliest(units, streams), []
     for index, unit in enumerate(units):
         least = [_weighted(each.costs, weights) for each in unit]
         most = [
-            own + sum(_weighted(dearest[each.widths[name]], weights) for name, dearest in ends[index])
+            own + sum(_weighted(costliest[each.widths[name]], weights) for name, costliest in ends[index])
             for own, each in zip(least, unit, strict=True)
         ]
         kept.append([each for own, each in zip(least, unit, strict=True) if own <= min(most)])
@@ -171,7 +171,7 @@ def _weighted(costs: Costs, weights: Sequence[float]) -> float:
     return sum(weight * cost for weight, cost in zip(weights, costs, strict=True))
 
 
-def _dearest(
+def _costliest(
     units: Sequence[Sequence[Candidate]], streams: Sequence[Stream]
 ) -> dict[int, list[tuple[str, dict[int, Costs]]]]:
     """For each end of a stream at a unit: its tensor, and what a converter costs at most for each width."""
@@ -194,10 +194,10 @@ def _undominated(unit: Sequence[Candidate], ends: Sequence[tuple[str, Mapping[in
     import numpy as np
 
     costs = np.array([each.costs for each in unit])
-    dearest = np.array([add(each.costs, *(most[each.widths[name]] for name, most in ends)) for each in unit])
+    costliest = np.array([add(each.costs, *(most[each.widths[name]] for name, most in ends)) for each in unit])
     words = [tuple(each.widths[name] for name, _ in ends) for each in unit]
     alike = np.array([[mine == yours for yours in words] for mine in words])
-    reach = np.where(alike[:, :, None], costs[:, None], dearest[:, None])  # what i costs at most in the place of j
+    reach = np.where(alike[:, :, None], costs[:, None], costliest[:, None])  # what i costs at most in the place of j
     beats = (reach <= costs[None]).all(2)
     equal = beats & beats.T
     first = np.arange(len(unit))[:, None] < np.arange(len(unit))[None]
