@@ -359,6 +359,7 @@ def test_no_more_of_the_board_is_used_than_is_allowed(write: Write, cache: Path)
         fxfactor.finn.estimate(file, "ZCU104", 20_000, limits={"lut": 500}, cache=cache)
 
 
+@pytest.mark.slow
 @pytest.mark.finn
 def test_the_fastest_network_is_looked_for_among_several_forms(write: Write, cache: Path) -> None:
     """A block takes at least a cycle for each group and pixel; where that is too slow, a unit for each group is faster."""

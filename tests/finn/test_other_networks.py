@@ -331,6 +331,7 @@ def test_shufflenet_v2_goes_to_estimates(tmp_path: Path, cache: Path) -> None:
     assert found.fps >= 100
 
 
+@pytest.mark.slow
 @pytest.mark.finn
 def test_one_dimension_is_simulated_word_by_word(tmp_path: Path, cache: Path) -> None:
     _, file, samples = _written(radio_vgg(8, 32, 2), (2, 32), tmp_path)

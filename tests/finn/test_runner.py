@@ -91,6 +91,7 @@ def test_another_target_repeats_only_folding(write: Write, tmp_path: Path) -> No
     assert len(leftovers(tmp_path / "cache")) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.finn
 def test_figures_are_those_without_the_fast_look_ups_and_with_all_that_finn_imports(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
