@@ -121,20 +121,17 @@ class Unequal(nn.Module):
         return torch.cat([last, first], 1)
 
 
-_INSERT_FIFOS = """
-import os
-from math import prod
+_FOLDED = """
+import json, os
 os.environ.setdefault("XILINX_VIVADO", "/nonexistent/Vivado/2024.2")
 import finn.xsi
 finn.xsi.SimEngine = object
 from finn.builder.build_dataflow import resolve_build_steps
 from finn.builder.build_dataflow_config import DataflowBuildConfig
-from finn.transformation.fpgadataflow.insert_dwc import InsertDWC
-from finn.transformation.fpgadataflow.insert_fifo import InsertFIFO
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.custom_op.registry import getCustomOp
 
-if __name__ == "__main__":
+def folded():
     config = DataflowBuildConfig.from_yaml(open("build_finn_plus.yaml").read())
     config.output_dir = os.path.abspath("build")
     config.verify_steps = []  # these compile HLS
@@ -144,6 +141,19 @@ if __name__ == "__main__":
         if step.__name__ == "step_generate_estimate_reports":
             break
         model = step(model, config)
+    return model, config
+"""
+"""FINN's steps from the folder alone, up to its estimates."""
+
+_INSERT_FIFOS = (
+    _FOLDED
+    + """
+from math import prod
+from finn.transformation.fpgadataflow.insert_dwc import InsertDWC
+from finn.transformation.fpgadataflow.insert_fifo import InsertFIFO
+
+if __name__ == "__main__":
+    model, config = folded()
     model = model.transform(InsertDWC()).transform(InsertFIFO(create_shallow_fifos=True))
     for node in model.graph.node:
         if node.op_type.startswith("StreamingFIFO"):
@@ -157,6 +167,7 @@ if __name__ == "__main__":
         elif node.op_type.startswith("StreamingSplit"):
             assert all(model.find_consumer(name).op_type == "StreamingFIFO" for name in node.output)
 """
+)
 """FINN's steps from the folder alone, up to FIFOs, each of which has the shape of what stands before and behind it."""
 
 
@@ -194,30 +205,16 @@ def _streams(file: Path, options: dict[str, Any]) -> list[str]:
         return list(fifos_on_streams(job.run(folder).layers))
 
 
-_SET_FIFOS = """
-import json, os
-os.environ.setdefault("XILINX_VIVADO", "/nonexistent/Vivado/2024.2")
-import finn.xsi
-finn.xsi.SimEngine = object
+_SET_FIFOS = (
+    _FOLDED
+    + """
 from finn.builder import build_dataflow_steps
-from finn.builder.build_dataflow import resolve_build_steps
-from finn.builder.build_dataflow_config import DataflowBuildConfig
-from qonnx.core.modelwrapper import ModelWrapper
-from qonnx.custom_op.registry import getCustomOp
 
 def unchanged(model, config, **options):
     return model
 
 if __name__ == "__main__":
-    config = DataflowBuildConfig.from_yaml(open("build_finn_plus.yaml").read())
-    config.output_dir = os.path.abspath("build")
-    config.verify_steps = []  # these compile HLS
-    os.makedirs("build/intermediate_models")
-    model = ModelWrapper("model.onnx")
-    for step in resolve_build_steps(config):
-        if step.__name__ == "step_generate_estimate_reports":
-            break
-        model = step(model, config)
+    model, config = folded()
     build_dataflow_steps.step_hw_codegen = build_dataflow_steps.step_hw_ipgen = unchanged  # the latter needs Vivado
     model = build_dataflow_steps.step_set_fifo_depths(model, config)
     found = {}
@@ -228,6 +225,7 @@ if __name__ == "__main__":
         found[name] = getCustomOp(node).get_nodeattr("depth")
     json.dump(found, open("found.json", "w"))
 """
+)
 """FINN's steps from the folder alone, up to FIFOs: the depth of each, by what stands before and behind it."""
 
 

@@ -130,7 +130,9 @@ def test_matrix_units_cost_what_yosys_counts(unit: tuple[int, ...]) -> None:
     rows, columns, pe, simd, weights, inputs, sums, logic, memory, bram18, dsp = unit
     lanes = formulas.dsp_lanes("DSP48E2", weights, inputs, True)
     found = formulas.matrix_unit_luts(pe, simd, lanes, weights, inputs, sums) - pe * sums  # less the output queue
-    assert found == pytest.approx(logic, rel=0.25)  # none of these units is among those that prices are fitted to
+    assert found == pytest.approx(
+        logic, rel=0.23, abs=15
+    )  # none of these units is among those that prices are fitted to
     kept = (0, 0) if pe == columns else formulas.replay_memory(rows // simd, simd * inputs)
     assert kept == pytest.approx((memory, bram18), abs=8)
     assert formulas.matrix_unit_dsps(pe, simd, lanes, "DSP48E2", weights, inputs) == dsp
