@@ -116,8 +116,12 @@ def told(entry: Entry) -> tuple[str, tuple[float, ...], float] | None:
         folds = attributes["IFMChannels"] // simd
         *_, words, elements = entry["outputs"][0]["folded"]
         pixels = words * elements // attributes["IFMChannels"]
+        width, kernel = entry["inputs"][0]["bits"], math.isqrt(pixels)  # kernels are square here
         memory = entry["prices"]["finn"][0] - 300  # FINN's figure is a constant and its memory
-        return "window generator", formulas.window_parts(pixels, folds, simd, parallel, memory), luts
+        if parallel:
+            memory = formulas.line_luts(kernel, (entry["inputs"][0]["folded"][2] - kernel) * folds, width)
+        parts = formulas.window_parts(pixels, folds, simd, parallel, memory, width)
+        return "window generator", parts, luts
     if kind == "FMPadding_rtl":
         return "padding", (1.0, entry["inputs"][0]["bits"]), luts
     if kind == "Thresholding_rtl" and not entry["yosys"]["bram18"]:

@@ -29,6 +29,9 @@ Requant = Annotated[
 Verify = Annotated[Path | None, typer.Option(help='.npz file with images "x" and the network\'s outputs "y" on them')]
 Frames = Annotated[str, typer.Option(help='Frames per second to fold for, or "max": the fastest that fits the board')]
 Folding = Annotated[str, typer.Option(help="Whose rule folds: fxfactor, or finn for comparison")]
+FifoDepths = Annotated[
+    Path | None, typer.Option(help="What [bold]simulate --output[/] wrote: FIFOs as deep as there.", metavar="FILE")
+]
 Timeout = Annotated[float, typer.Option(help="Seconds until FINN is stopped")]
 Cache = Annotated[Path | None, typer.Option(help="Folder for models kept between calls")]
 
@@ -60,6 +63,7 @@ def estimate(
     grouped: Grouped = None,
     requant: Requant = None,
     folding: Folding = "fxfactor",
+    fifo_depths: FifoDepths = None,
     verify: Verify = None,
     python: Python = None,
     timeout_s: Timeout = 3600.0,
@@ -74,6 +78,7 @@ def estimate(
         "grouped": grouped,
         "requant": requant,
         "folding": folding,
+        "fifo_depths": None if fifo_depths is None else _depths(fifo_depths),
     }
     options |= {"verify": verify, "python": python, "timeout_s": timeout_s, "cache": cache}
     result = _watched(run, file, board, _frames(target_fps), clock_ns, **options)
@@ -95,9 +100,7 @@ def prepare(
     grouped: Grouped = None,
     requant: Requant = None,
     folding: Folding = "fxfactor",
-    fifo_depths: Annotated[
-        Path | None, typer.Option(help="What [bold]simulate --output[/] wrote: FIFOs as deep as there.", metavar="FILE")
-    ] = None,
+    fifo_depths: FifoDepths = None,
     verify: Verify = None,
     python: Python = None,
     timeout_s: Timeout = 3600.0,
@@ -125,7 +128,13 @@ def simulate(
     board: Annotated[str, BOARD] = "ZCU104",
     target_fps: Frames = "1000",
     clock_ns: ClockNs = 5.0,
-    fifo_depth: Annotated[int | None, typer.Option(help="Words in every FIFO. None: as many as are needed.")] = None,
+    fifo_depth: Annotated[
+        str | None,
+        typer.Option(
+            help='Words in every FIFO, or "target": the fewest for --target-fps. None: as many as full speed needs.',
+            metavar="N|target",
+        ),
+    ] = None,
     limit: Limit = None,
     grouped: Grouped = None,
     requant: Requant = None,
@@ -149,9 +158,8 @@ def simulate(
         "timeout_s": timeout_s,
         "cache": cache,
     }
-    result = _watched(
-        run, file, load_array(images), board, _frames(target_fps), clock_ns, fifo_depths=fifo_depth, **shared
-    )
+    depths: Any = int(fifo_depth) if fifo_depth is not None and fifo_depth.isdecimal() else fifo_depth
+    result = _watched(run, file, load_array(images), board, _frames(target_fps), clock_ns, fifo_depths=depths, **shared)
     Console().print(result)
     if output is not None:
         with new_file(output, "simulate") as draft:

@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ FORMAT = 2
 SPEEDS = (64, 16, 4, 1)
 """Cycles per pixel of the largest layer with a choice: for the fastest network, what is cheapest at these is tried."""
 
+SIMULATED_FIFOS = "FIFOs are as deep as the simulation whose depths were given has them (fifo_depths)."
+
 Progress = Callable[[str], None]
 
 
@@ -55,6 +57,7 @@ def estimate(
     grouped: Form | None = None,
     requant: bool | None = None,
     folding: Folding = "fxfactor",
+    fifo_depths: Mapping[str, int] | None = None,
     verify: Any = None,
     images_per_step: int = 1,
     tolerance: float = 1e-5,
@@ -84,6 +87,10 @@ def estimate(
     own) in place of thresholds, where that gives the same integers exactly: None decides by cost for each, False never, True
     wherever it can be. With `target_fps="max"` what is cheapest at several speeds is tried, and the fastest network is taken.
 
+    `fifo_depths`: words in each FIFO, stream -> depth: `Simulation.depths` of `fxfactor.finn.simulate` for the same hardware.
+    They are in our figures then. Without it FIFOs have 2 words, and where branches meet what the slower branch is behind with;
+    layers that are busy nearly all the time need more to reach `fps`.
+
     `verify=(images, outputs)`, or an .npz file with "x" and "y": the network in integers is compared with these outputs of
     PyTorch on all images (largest difference / largest output at most `tolerance`). FINN's graph is then executed after
     every step on `images_per_step` of them, and at the end on all; the integers must be the same. Give the outputs of
@@ -98,7 +105,7 @@ def estimate(
     result, `timeout_s` seconds pass, or the process dies. Nothing is left behind then.
     """
     target = Target(board, clock_ns, target_fps, python, limits)
-    options: Any = {"grouped": grouped, "requant": requant, "folding": folding}
+    options: Any = {"grouped": grouped, "requant": requant, "folding": folding, "fifo_depths": fifo_depths}
     job = Job(Path(file), target, verify, images_per_step, tolerance, timeout_s, cache, progress, **options)
     with job.folder() as folder:
         return job.run(folder).estimate()
@@ -137,7 +144,11 @@ class Outcome:
             total=sum((layer.resources for layer in layers), none),
             finn_total=sum((layer.finn for layer in layers), none),
             silent=tuple(prices["silent"]),
-            notes=(*notes(target.board), *_notes(prices)),
+            notes=(
+                *notes(target.board),
+                *_notes(prices),
+                *(() if self.job.fifo_depths is None else (SIMULATED_FIFOS,)),
+            ),
             available=target.available,
             fps=performance["estimated_throughput_fps"],
             latency_ms=performance["estimated_latency_ns"] / 1e6,
@@ -173,6 +184,8 @@ class Job:
     """Whether a network that fits in no folding is an error; else it is folded to the least shares."""
     describe: bool = False
     """Whether the worker then tells what a simulation of the generated layers needs."""
+    fifo_depths: Mapping[str, int] | None = None
+    """Words in each FIFO by a simulation, stream -> depth."""
 
     def __post_init__(self) -> None:
         check_form(self.grouped)
@@ -219,6 +232,7 @@ class Job:
             "available": asdict(self.target.available),
             "must_fit": self.must_fit,
             "describe": self.describe,
+            "fifo_depths": None if self.fifo_depths is None else dict(self.fifo_depths),
         }
         kept = self.store / self._key(network)
         if kept.is_dir():
@@ -267,7 +281,7 @@ class Job:
 
     def _speed(self, ways: Ways) -> tuple[float, float]:
         """Frames per second in these ways, of equals that with fewer shares of the board; 0 where nothing fits."""
-        job = replace(self, ways=ways, verify=None, generate=False, describe=False)
+        job = replace(self, ways=ways, verify=None, generate=False, describe=False, fifo_depths=None)
         try:
             with job.folder() as folder:
                 found = job.run(folder).estimate()

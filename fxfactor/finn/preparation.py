@@ -19,7 +19,7 @@ from fxfactor.files import new_folder
 from fxfactor.finn.estimation import Job, Progress
 from fxfactor.finn.integer.builder import GROUPED, REQUANT
 from fxfactor.finn.integer.forms import Form
-from fxfactor.finn.process.start import WORKER
+from fxfactor.finn.process.start import SAME_HARDWARE, SIMULATE_THE_SAME, WORKER
 from fxfactor.finn.process.worker import VERSION
 from fxfactor.finn.result import Estimate
 from fxfactor.finn.simulation.design import fifos_on_streams
@@ -132,6 +132,7 @@ def prepare(
         grouped=grouped,
         requant=requant,
         folding=folding,
+        fifo_depths=fifo_depths,
     )
     target.parent.mkdir(parents=True, exist_ok=True)
     with job.folder() as running, new_folder(target, "preparing the build", marker="build_finn.py") as new:
@@ -173,8 +174,7 @@ def _fifo_config(layers: list[dict[str, Any]], depths: Mapping[str, int]) -> dic
     if wrong:
         where = "in this build only" if wrong[0] in fifos else "in fifo_depths only"
         raise FinnError(
-            f"required: fifo_depths for the streams of this build; found: {len(wrong)} streams that differ, {wrong[0]!r} "
-            f"{where}; simulate the same file with the same board, target_fps, clock_ns, limits, grouped, requant and folding"
+            f"{SAME_HARDWARE}; found: {len(wrong)} streams that differ, {wrong[0]!r} {where}; {SIMULATE_THE_SAME}"
         )
     if shallow := [name for name, depth in depths.items() if depth < 2]:
         raise FinnError(f"required: depths of at least 2 words; found: {shallow[0]!r}: {depths[shallow[0]]}; give more")

@@ -18,7 +18,7 @@ from fxfactor.finn.commands import Commands
 from fxfactor.finn.estimation import Job
 from fxfactor.finn.simulation.compiling import Built
 from fxfactor.finn.simulation.design import Design
-from fxfactor.finn.simulation.flow import Generated, compile_layers, measure
+from fxfactor.finn.simulation.flow import Depths, Generated, compile_layers, measure
 from fxfactor.finn.simulation.result import Simulation
 from fxfactor.finn.simulation.rtl import Code
 from fxfactor.finn.simulation.running import Bench
@@ -46,7 +46,7 @@ class Laboratory:
         self,
         codes: dict[str, Code] | None = None,
         design: Design | None = None,
-        depths: dict[str, int] | None = None,
+        depths: Depths = None,
         timeout_s: float = 600.0,
     ) -> Simulation:
         """What `fxfactor.finn.simulate` gives, for other data of layers, another wiring or other depths."""

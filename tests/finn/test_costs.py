@@ -154,7 +154,7 @@ def test_for_resnet20_the_answer_differs_by_board(realdata: Any) -> None:
     errors = measure_errors(graph, [images], space)
     plans = {}
     for board in ("Pynq-Z2", "ZCU104"):
-        target = Target(board, clock_ns=10, target_fps=3000)
+        target = Target(board, clock_ns=10, target_fps=3000, limits={"lut": 40_000})
         priced = price_space(graph, space, target, 8)
         limits = board_limits(Budget(lut=40_000), priced.whole, target)  # as many LUTs for both: what is left differs
         plans[board] = best_plan(priced, errors, limits, "both", 8)

@@ -182,6 +182,7 @@ def test_fifos_are_as_deep_as_was_simulated(write: Write, tmp_path: Path, cache:
     assert "simulate the same file" in str(refused.value) and not (tmp_path / "wrong").exists()
     with pytest.raises(FinnError, match=f"required: depths of at least 2 words; found: '{next(iter(depths))}': 1"):
         fxfactor.finn.prepare(tmp_path / "wrong", file, **options, fifo_depths={**depths, next(iter(depths)): 1})
+    _require_prices_with(file, options, dict.fromkeys(depths, 2))
     simulation = tmp_path / "simulation.json"
     simulation.write_text(json.dumps({"streams": [{"name": name, "depth": depth} for name, depth in depths.items()]}))
     arguments = ["prepare", str(tmp_path / "build"), str(file), "--board", "Pynq-Z2", "--target-fps", "20000"]
@@ -191,6 +192,27 @@ def test_fifos_are_as_deep_as_was_simulated(write: Write, tmp_path: Path, cache:
     asked = _in_python(tmp_path / "build", _SET_FIFOS)
     assert asked.returncode == 0, asked.stderr[-2000:]
     assert json.loads((tmp_path / "build" / "found.json").read_text()) == depths
+
+
+def _require_prices_with(file: Path, options: dict[str, Any], depths: dict[str, int]) -> None:
+    """`estimate` counts each FIFO as deep as it is told: a deep one adds block RAM to the row of its stream alone."""
+    shallow = fxfactor.finn.estimate(file, **options, fifo_depths=depths)
+    for name in depths:
+        writer, _, reader = name.partition(" -> ")
+        if writer == "input" or reader == "output":  # FINN's own, which stand outside of the layers
+            continue
+        deep = fxfactor.finn.estimate(file, **options, fifo_depths={**depths, name: 4096})
+        pairs = zip(shallow.layers, deep.layers, strict=True)
+        (changed,) = [found for before, found in pairs if before != found]
+        assert changed.resources.bram18 > 0 and any("fifo_depths" in note for note in deep.notes)
+        assert reader.startswith("StreamingDataWidthConverter") or changed.name == f"StreamingFIFO before {reader}"
+    missing = next(name for name in depths if not name.startswith("input"))
+    with pytest.raises(
+        FinnError, match=f"found: nothing for what {missing.partition(' ')[0]} writes; simulate the same"
+    ):
+        fxfactor.finn.estimate(
+            file, **options, fifo_depths={name: depth for name, depth in depths.items() if name != missing}
+        )
 
 
 def _streams(file: Path, options: dict[str, Any]) -> list[str]:

@@ -28,6 +28,9 @@ from fxfactor.cli.finn import app
 from fxfactor.errors import FinnError
 from fxfactor.finn.commands import Commands
 from fxfactor.finn.simulation import compiling
+from fxfactor.finn.simulation.design import Design
+from fxfactor.finn.simulation.flow import Generated, shallowest
+from fxfactor.finn.simulation.running import Raw
 from fxfactor.finn.simulation.tools import find_tools
 
 pytestmark = [pytest.mark.finn, needs_verilator]
@@ -97,7 +100,8 @@ def test_on_the_command_line(two_layers: Path, cache: Path, tmp_path: Path) -> N
     images, output = tmp_path / "images.npy", tmp_path / "result.json"
     np.save(images, np.random.default_rng(0).normal(size=(1, 3, 8, 8)))
     arguments = ["simulate", str(two_layers), "--images", str(images), "--board", "Pynq-Z2", "--target-fps", "20000"]
-    told = CliRunner().invoke(app, [*arguments, "--cache", str(cache), "--output", str(output)])
+    arguments += ["--cache", str(cache), "--output", str(output), "--fifo-depth", "target"]
+    told = CliRunner().invoke(app, arguments)
     assert told.exit_code == 0, told.output
     assert "all are right" in told.output
     assert json.loads(output.read_text())["is_right"]
@@ -200,6 +204,47 @@ def test_a_fifo_too_shallow_by_one_word(residual: Laboratory) -> None:
     assert f"{shortcut} (depth {low})" in found.stopped
 
 
+def test_the_shallowest_fifos_for_a_target(residual: Laboratory) -> None:
+    """Fast enough, with fewer words than full speed takes; those where branches meet stay, or nothing would move."""
+    full = residual.simulate()
+    cycles = round(full.cycles * 1.05)
+    found = replace(residual, generated=_at(residual.generated, cycles)).simulate(depths="target")
+    assert found.is_right and found.cycles <= cycles
+    assert sum(found.depths.values()) < sum(full.depths.values())
+    design = residual.generated.design
+    meeting = [design.streams[index].name for index in design.layer("ElementwiseAdd_hls_0").inputs]
+    assert all(found.depths[name] == full.depths[name] for name in meeting)
+    fastest = replace(residual, generated=_at(residual.generated, None)).simulate(depths="target")
+    assert fastest.cycles == full.cycles
+
+
+@pytest.mark.parametrize(
+    ("enough", "depths"),
+    [(2, [2, 900, 40, 2]), (100, [2, 900, 40, 128]), (129, [2, 900, 40, 256]), (300, [2, 900, 40, 300])],
+)
+def test_the_least_limit_is_taken(residual: Laboratory, enough: int, depths: list[int]) -> None:
+    """Of a network that is fast enough once its last FIFO has `enough` words, and stops where it has fewer than half of them."""
+
+    layer = residual.generated.design.layers[0]
+
+    class FakeBench:
+        design = Design(tuple(replace(layer, inputs=inputs) for inputs in ((0,), (1, 2), (3,))), ())
+
+        def run(self, depths: list[int], *arguments: Any, **options: Any) -> Raw:
+            is_enough, stopped = depths[3] >= enough, "deadlock" if 2 * depths[3] < enough else ""
+            return Raw(0, () if stopped else (50, 150 if is_enough else 151), stopped, (), ())
+
+    bench: Any = FakeBench()
+    assert shallowest(bench, Commands(0.0), [2, 900, 40, 300], 100) == depths
+
+
+def _at(generated: Generated, cycles: int | None) -> Generated:
+    """The same hardware, wanted at so many cycles a frame; None for as few as possible."""
+    job = generated.outcome.job
+    target = replace(job.target, clock_ns=1.0, target_fps="max" if cycles is None else 10**9 // cycles)
+    return replace(generated, outcome=replace(generated.outcome, job=replace(job, target=target)))
+
+
 # ---- refusals, and nothing left behind ----
 
 
@@ -221,6 +266,7 @@ def test_what_is_not_there_is_said(two_layers: Path, monkeypatch: pytest.MonkeyP
         ({"images": torch.randn(1, 3, 9, 9)}, r"images of shape \(N, 3, 8, 8\); found: \(1, 3, 9, 9\)"),
         ({"images": torch.randn(0, 3, 8, 8)}, r"found: \(0, 3, 8, 8\)"),
         ({"fifo_depths": 1}, "at least 2 words; found: fifo_depths=1"),
+        ({"fifo_depths": "deep"}, "required: fifo_depths=\"target\", a number, or depths by stream; found: 'deep'"),
         ({"board": "ZCU1"}, "a board that FINN knows; found: 'ZCU1'"),
     ],
 )

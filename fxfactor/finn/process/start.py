@@ -111,6 +111,12 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
+SAME_HARDWARE = "required: fifo_depths for the streams of this hardware"
+SIMULATE_THE_SAME = (
+    "simulate the same file with the same board, target_fps, clock_ns, limits, grouped, requant and folding"
+)
+
+
 def explain(event: dict[str, Any]) -> str:
     """The message for a worker that stopped on purpose."""
     kind, step = event["kind"], event.get("step", "")
@@ -118,6 +124,8 @@ def explain(event: dict[str, Any]) -> str:
         return f"required: finn-plus {VERSION}; found: {event['found']}; {INSTALL}"
     if kind == "version":
         return f"required: finn-plus {VERSION}, whose steps this was made for; found: {event['found']}; {INSTALL}"
+    if kind == "stream":
+        return f"{SAME_HARDWARE}; found: nothing for what {event['found']} writes; {SIMULATE_THE_SAME}"
     if kind == "memory":
         return "FINN ran out of memory; close other programs, or choose a smaller input size, and call again"
     if kind == "differs":

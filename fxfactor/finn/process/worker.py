@@ -301,7 +301,11 @@ class Run:
         tensors = {node.name: list(node.output) + list(node.input) for node in model.graph.node}
         kinds = {node.name: node.op_type for node in model.graph.node}
         part = self.config()._resolve_fpga_part()
-        prices = load_folding().price(model, part, self.request)
+        folding = load_folding()
+        try:
+            prices = folding.price(model, part, self.request)
+        except folding.UnknownStream as error:
+            raise Stop("stream", found=str(error)) from error
         event = {"event": "reports", "reports": reports, "tensors": tensors, "kinds": kinds, "part": part}
         self.channel.send({**event, "prices": prices})
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,7 @@ LEAST_FRAMES = 3
 LAYERS = ".layers"
 """Folder of compiled layers in the cache; the dot keeps it apart from the models kept there."""
 
-Depths = Mapping[str, int] | int | None
+Depths = Mapping[str, int] | int | Literal["target"] | None
 
 
 def simulate(
@@ -61,8 +62,9 @@ def simulate(
     kept in `cache`, whatever its weights. At least three frames are simulated: fewer images are repeated.
 
     `fifo_depths`: words that each FIFO holds. Without it they are found: the network is simulated with FIFOs without limit and
-    its input evenly spread over a frame, and every FIFO gets as many words as it held then at most. A mapping gives depths
-    for some streams by name ("MVAU_rtl_0 -> Thresholding_rtl_0"); a number is for all of them.
+    its input evenly spread over a frame, and every FIFO gets as many words as it held then at most, which keeps up the full
+    speed. "target" takes the shallowest that `target_fps` allows: none deeper than a limit, but for those where branches
+    meet. A mapping gives depths for some streams by name ("MVAU_rtl_0 -> Thresholding_rtl_0"); a number is for all of them.
 
     `grouped`, `requant`, `folding` and the other arguments are as in `fxfactor.finn.estimate`. A wrong word is no error: see
     `Simulation.is_right` and `Simulation.differences`. Raises FinnError where a rule is broken, FINN, Verilator or a
@@ -159,13 +161,43 @@ def measure(
         progress("find the depths of FIFOs")
         paced = bench.run(unlimited(design), commands, LEAST_FRAMES, pace=pace, what="finding the depths of FIFOs")
         needed = [least_depth(stream["peak"]) for stream in paced.streams]
-    depths = _depths(design, needed, fifo_depths)
+    if fifo_depths == "target" and needed is not None:
+        depths = shallowest(bench, commands, needed, max(pace, _target_cycles(generated.outcome.job.target)))
+    else:
+        depths = _depths(design, needed, fifo_depths)
     progress(f"simulate {bench.frames} frames")
     raw = bench.run(depths, commands, what=f"simulating {bench.frames} frames")
     return _result(bench, generated, raw, depths, needed, pace, time.monotonic() - started)
 
 
+def shallowest(bench: Bench, commands: Commands, needed: list[int], cycles: int) -> list[int]:
+    """`needed` cut to the least limit with which a frame takes at most `cycles`; streams to where branches meet stay as they are.
+
+    Tried are 2 and powers of two from 16 on, by halving, since no deeper FIFO makes a network slower.
+    """
+    meeting = {index for layer in bench.design.layers if len(layer.inputs) > 1 for index in layer.inputs}
+
+    def cut(limit: int) -> list[int]:
+        return [depth if index in meeting else min(depth, limit) for index, depth in enumerate(needed)]
+
+    def is_enough(limit: int) -> bool:
+        run = bench.run(cut(limit), commands, LEAST_FRAMES, what=f"simulating with FIFOs of at most {limit} words")
+        return not run.stopped and interval_of(run.finished) <= cycles
+
+    deepest = max(depth for index, depth in enumerate(needed) if index not in meeting)
+    limits = [2, *(2**power for power in range(4, deepest.bit_length()) if 2**power < deepest)]
+    found = bisect.bisect_left(limits, True, key=is_enough)
+    return cut([*limits, deepest][found])
+
+
+def _target_cycles(target: Target) -> int:
+    """Cycles that a frame may take; 0 where as few as possible are wanted."""
+    return 0 if target.target_fps == "max" else int(1e9 / target.clock_ns / target.target_fps)
+
+
 def _require_depth(wanted: Depths) -> None:
+    if isinstance(wanted, str) and wanted != "target":
+        raise FinnError(f'required: fifo_depths="target", a number, or depths by stream; found: {wanted!r}')
     if isinstance(wanted, int) and wanted < 2:
         raise FinnError(f"required: FIFOs of at least 2 words; found: fifo_depths={wanted}; give a larger number")
 
@@ -175,7 +207,7 @@ def _depths(design: Design, needed: list[int] | None, wanted: Depths) -> list[in
         return [wanted] * len(design.streams)
     depths = unlimited(design) if needed is None else list(needed)
     names = {stream.name: index for index, stream in enumerate(design.streams)}
-    for name, depth in (wanted or {}).items():
+    for name, depth in wanted.items() if isinstance(wanted, Mapping) else ():
         if name not in names or depth < 2:
             raise FinnError(
                 f"required: a stream of this network and a depth of at least 2; found: {name!r}: {depth}; choose from "

@@ -4,13 +4,14 @@ FINN puts both in after its estimates, so that its figures leave them out. A FIF
 branches of different delay meet, the stream of the faster branch has to hold what the slower one is behind with. The delay
 is counted in parts of a frame: a window generator starts when it has a kernel's rows, padding brings the first of them for
 nothing, and every layer holds one pixel. That is what layers hold when all are busy, so it does not depend on folding.
+Layers that are nearly as slow as the slowest need deeper FIFOs than 2 to stay busy; how deep a simulation finds (`simulated`).
 FINN's own figures for FIFOs (`StreamingFIFO`) are asked; width converters take more than FINN's formula says.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,11 +39,28 @@ class Prices:
         found = _fifo_cost(depth, padded, style, self.versal)
         return float(found.lut), float(found.bram), 0.0, float(found.uram)
 
-    def converter(self, written: int, read: int) -> Costs:
-        """A width converter where it is needed, and the shallow FIFO before it."""
+    def converter(self, written: int, read: int, depth: int = SHALLOW) -> Costs:
+        """A width converter where it is needed, and the FIFO of `depth` words before it."""
         if written == read:
             return 0.0, 0.0, 0.0, 0.0
-        return add((formulas.converter_luts(written, read), 0.0, 0.0, 0.0), self.fifo(SHALLOW, written))
+        return add((formulas.converter_luts(written, read), 0.0, 0.0, 0.0), self.fifo(depth, written))
+
+
+class UnknownStream(Exception):
+    """A stream of the model for which a simulation has no depth."""
+
+
+def simulated(depths: Mapping[str, int], writer: str, output: int, converted: bool) -> tuple[int, int]:
+    """Depths of the FIFOs behind a writer's output by a simulation's names of streams (`writer -> reader`, `writer:1 -> reader`
+    for its second output): the one before a width converter, where there is one, and the one before the reader. Raises
+    UnknownStream.
+    """
+    ends = {name.partition(" -> ")[0]: (name.partition(" -> ")[2], depth) for name, depth in depths.items()}
+    try:
+        next_layer, depth = ends[f"{writer}:{output}" if output else writer]
+        return (depth, ends[next_layer][1]) if converted else (SHALLOW, depth)
+    except KeyError as error:
+        raise UnknownStream(error.args[0]) from error
 
 
 def delays(model: Any, custom: Callable[[Any], Any]) -> dict[str, float]:

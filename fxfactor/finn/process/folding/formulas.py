@@ -16,12 +16,12 @@ DUPLICATE_LUTS = 10
 """The handshake of a stream copied in HLS; assumed, not counted."""
 
 FITTED: dict[str, tuple[float, ...]] = {
-    "matrix unit": (46.3, 1.45, 6.86, 4.78),
-    "multiplication": (1.72, 1.77, 0.83, 1.12, 2.24),
-    "padding": (32.4, 0.384),
-    "thresholds": (13.2, 1.47, 2.03, 0.835),
-    "width converter": (7.61, 2.43, 0.937, 0.763, 2.05),
-    "window generator": (98.0, 235.0, 88.8, 16.7, 0.921, 112.0),
+    "matrix unit": (46.1, 1.46, 6.53, 5.17),
+    "multiplication": (2.12, 1.76, 0.836, 1.02, 2.51),
+    "padding": (31.9, 0.444),
+    "thresholds": (12.1, 1.42, 2.63, 0.837),
+    "width converter": (9.09, 2.36, 0.857, 0.721, 2.36),
+    "window generator": (92.9, 233.0, 172.0, 18.4, 0.946, 93.9, 7.97),
 }
 """What each part takes, in look-up tables: made by `benchmarks/synthesis.py fit`."""
 
@@ -125,19 +125,30 @@ def converter_parts(written: int, read: int) -> tuple[float, ...]:
     return 1.0, taken + read // common, written, written if taken > 1 else 0.0, written * turns
 
 
-def window_luts(pixels: int, folds: int, simd: int, parallel: bool, memory: float) -> float:
+def window_luts(pixels: int, folds: int, simd: int, parallel: bool, memory: float, width: int) -> float:
     """Look-up tables of ConvolutionInputGenerator_rtl; FINN says 300 and its memory for any. See `window_parts`."""
-    return _priced("window generator", window_parts(pixels, folds, simd, parallel, memory))
+    return _priced("window generator", window_parts(pixels, folds, simd, parallel, memory, width))
 
 
-def window_parts(pixels: int, folds: int, simd: int, parallel: bool, memory: float) -> tuple[float, ...]:
+def window_parts(pixels: int, folds: int, simd: int, parallel: bool, memory: float, width: int) -> tuple[float, ...]:
     """What a window generator grows with: control, by its kind (kernels of one pixel of `pixels`, which are a stride alone;
-    pixels of a window one after the other; all at once), more of it where the channels of a pixel come in `folds`; what
-    FINN says for its memory in look-up tables; and joining the parts of that memory, which is deepest for one channel at a
-    time.
+    pixels of a window one after the other; all at once); its memory in look-up tables, by `line_luts` for all at once and
+    by FINN's figure for the others. All at once need registers for the `width` of an input word in bits. The others have
+    more control where the channels of a pixel come in `folds`, and what joins the parts of their memory, which is deepest
+    for one channel at a time.
     """
-    kinds = (pixels == 1, pixels > 1 and not parallel, pixels > 1 and parallel, folds > 1)
-    return *(float(kind) for kind in kinds), memory, float(pixels > 1 and simd == 1)
+    at_once = pixels > 1 and parallel
+    kinds = pixels == 1, pixels > 1 and not parallel, at_once, folds > 1 and not at_once
+    joined = pixels > 1 and simd == 1 and not at_once
+    return *(float(kind) for kind in kinds), memory, float(joined), width if at_once else 0.0
+
+
+def line_luts(rows: int, words: int, width: int) -> int:
+    """The lines that a window generator keeps beside the window, for `rows` of a kernel whose pixels come all at once.
+
+    All but the last row have one of `words` words of `width` bits each, in look-up tables of 64 rows by 7 bits (RAM64M8).
+    """
+    return (rows - 1) * 8 * math.ceil(words / 64) * math.ceil(width / 7)
 
 
 def padding_luts(width: int) -> float:

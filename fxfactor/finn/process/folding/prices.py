@@ -113,9 +113,14 @@ def _multiplication(layer: Any, part: str) -> Costs:
 
 def _window_luts(layer: Any, finns_luts: float) -> float:
     """FINN's figure is a constant and its memory."""
-    simd, pixels = layer.get_nodeattr("SIMD"), math.prod(layer.get_nodeattr("ConvKernelDim"))
+    rows, columns = layer.get_nodeattr("ConvKernelDim")
+    simd, width = layer.get_nodeattr("SIMD"), layer.get_instream_width()
     folds, parallel = layer.get_nodeattr("IFMChannels") // simd, bool(layer.get_nodeattr("parallel_window"))
-    return formulas.window_luts(pixels, folds, simd, parallel, finns_luts - 300)
+    memory = finns_luts - 300
+    if parallel:
+        taken = (columns - 1) * layer.get_nodeattr("Dilation")[1] + 1
+        memory = formulas.line_luts(rows, (layer.get_nodeattr("IFMDim")[1] - taken) * folds, width)
+    return formulas.window_luts(rows * columns, folds, simd, parallel, memory, width)
 
 
 def _small_layer_luts(layer: Any, kind: str) -> float:

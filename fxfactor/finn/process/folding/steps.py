@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from .candidates import WRITEABLE, Member, candidates, words
-from .connections import SHALLOW, Prices, waiting_pixels
+from .connections import SHALLOW, Prices, UnknownStream, simulated, waiting_pixels
 from .fold import custom_of, edges, fold, is_narrow
 from .prices import finns, ours
 from .program import RESOURCES, Costs, Infeasible, add
 
-__all__ = ["Infeasible", "cheapest", "price", "prices_of", "write"]
+__all__ = ["Infeasible", "UnknownStream", "cheapest", "price", "prices_of", "write"]
 
 
 def write(model: Any, config: Any, request: dict[str, Any], file: Path) -> dict[str, Any]:
@@ -56,7 +56,8 @@ def available(request: dict[str, Any]) -> Costs:
 def price(model: Any, part: str, request: dict[str, Any]) -> dict[str, Any]:
     """Our prices of a folded model: `layers`, node -> costs, and `streams`, what FINN puts between them later.
 
-    `silent`: nodes for which FINN says 0 of everything; `written`: nodes whose weights are written at start.
+    `silent`: nodes for which FINN says 0 of everything; `written`: nodes whose weights are written at start. request: available;
+    fifo_depths, by a simulation, or None. Raises UnknownStream where these are of other hardware.
     """
     from finn.util.basic import is_versal
 
@@ -71,7 +72,12 @@ def price(model: Any, part: str, request: dict[str, Any]) -> dict[str, Any]:
             "runtime_writeable_weights"
         ):
             written.append(node.name)
-    return {"layers": layers, "streams": list(_streams(model, prices)), "silent": silent, "written": written}
+    return {
+        "layers": layers,
+        "streams": list(_streams(model, prices, request["fifo_depths"])),
+        "silent": silent,
+        "written": written,
+    }
 
 
 def prices_of(node: Any, model: Any, part: str) -> dict[str, Costs]:
@@ -103,16 +109,18 @@ def cheapest(layers: list[Any], part: str, board: Costs, most_cycles: int, ultra
     return best.costs, add(*(finns(member.layer, part) for member in members)), best.cycles
 
 
-def _streams(model: Any, prices: Prices) -> Any:
+def _streams(model: Any, prices: Prices, depths: dict[str, int] | None) -> Any:
     waiting = waiting_pixels(model, custom_of)
     for tensor, writer, reader in edges(model):
         source, sink = custom_of(writer), custom_of(reader)
-        port = list(reader.input).index(tensor)
-        written = int(source.get_outstream_width(list(writer.output).index(tensor)))
-        read = int(sink.get_instream_width(port))
-        depth = words(sink, port, waiting.get((reader.name, tensor), 0), read)
+        output, port = list(writer.output).index(tensor), list(reader.input).index(tensor)
+        written, read = int(source.get_outstream_width(output)), int(sink.get_instream_width(port))
+        if depths is None:
+            before, depth = SHALLOW, words(sink, port, waiting.get((reader.name, tensor), 0), read)
+        else:
+            before, depth = simulated(depths, writer.name, output, written != read)
         yield {"tensor": tensor, "reader": reader.name, "kind": "StreamingFIFO", "depth": depth,
                "costs": prices.fifo(depth, read)}  # fmt: skip
         if written != read:
             yield {"tensor": tensor, "reader": reader.name, "kind": "StreamingDataWidthConverter",
-                   "depth": SHALLOW, "costs": prices.converter(written, read)}  # fmt: skip
+                   "depth": before, "costs": prices.converter(written, read, before)}  # fmt: skip
