@@ -1,6 +1,7 @@
 """Networks simulated as FINN's hardware: wrong words, cycles beside FINN's estimate, CPU time. Random weights and images.
 
 `simulation.py NAME [NAME ...]` prints a row for each; without names all. The cache is empty at the start.
+`simulation.py fifos` prints what FIFOs cost: as `estimate` counts them, for full speed, and for the speed asked for.
 """
 
 from __future__ import annotations
@@ -93,16 +94,23 @@ def spread(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def run(name: str, case: Case, folder: Path) -> str:
-    """One row of the table."""
+def write(case: Case, file: Path) -> Tensor:
+    """The network as a QONNX file, and three images."""
     torch.manual_seed(0)
     model = spread(resnet20() if case.resnet else three_convolutions())
     calibration = torch.randn(16, 3, case.size, case.size)
     qmodel = fxfactor.transform(
         model, level=case.level, bits=case.bits, width=case.width, calibration=[calibration]  # type: ignore[arg-type]
     )  # fmt: skip
-    file, images = folder / f"{len(name)}.onnx", torch.randn(3, 3, case.size, case.size)
+    images = torch.randn(3, 3, case.size, case.size)
     fxfactor.export(qmodel, file, target="finn", example_inputs=calibration[:1])
+    return images
+
+
+def run(name: str, case: Case, folder: Path) -> str:
+    """One row of the table."""
+    file = folder / f"{len(name)}.onnx"
+    images = write(case, file)
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     result = fxfactor.finn.simulate(file, images, BOARD, case.target_fps, cache=folder / "cache")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -116,8 +124,39 @@ def run(name: str, case: Case, folder: Path) -> str:
     )
 
 
+FIFO_CASES = {
+    f"level {level}, {fps:,} frames/s": Case(True, 32, level, 4, 1, fps) for fps in (2000, 10_000) for level in (0, 3)
+}
+
+
+def fifos(name: str, case: Case, folder: Path) -> str:
+    """Rows of the second table: ResNet-20 with FIFOs as each of three rules has them."""
+    file, rows = folder / "model.onnx", []
+    images = write(case, file)
+    options = {"board": BOARD, "target_fps": case.target_fps, "cache": folder / "cache"}
+    guessed = fxfactor.finn.estimate(file, **options)  # type: ignore[arg-type]
+    rows.append(("estimate alone", "", guessed))
+    for rule, depths in (("full speed (None)", None), ('speed asked for ("target")', "target")):
+        result = fxfactor.finn.simulate(file, images, **options, fifo_depths=depths)  # type: ignore[arg-type]
+        found = fxfactor.finn.estimate(file, **options, fifo_depths=result.depths)  # type: ignore[arg-type]
+        rows.append((rule, f"{result.cycles:,} ({result.fps:,.0f})", found))
+    return "\n".join(f"| {name} | {rule} | {cycles} | {_fifo_costs(each)} |" for rule, cycles, each in rows)
+
+
+def _fifo_costs(found: fxfactor.finn.Estimate) -> str:
+    of_fifos = [layer.resources for layer in found.layers if layer.kind == "StreamingFIFO"]
+    return " | ".join(
+        f"{sum(getattr(each, name) for each in of_fifos):,} of {getattr(found.total, name):,}"
+        for name in ("lut", "bram18", "uram")
+    )
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
+        if sys.argv[1:] == ["fifos"]:
+            for name, case in FIFO_CASES.items():
+                print(fifos(name, case, Path(folder)), flush=True)
+            return
         for name in sys.argv[1:] or CASES:
             print(run(name, CASES[name], Path(folder)), flush=True)
 
