@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("[0-9]*.py"))
+SLOW = ("02", "08", "12")
+"""Half a minute of CPU time each; others do the like with less."""
 WRITES = {
     "01": ("resnet18/model.safetensors", "resnet18/plan.json", "resnet18.onnx"),
     "02": ("resnet50-plan.json", "resnet50.onnx"),
@@ -20,8 +22,12 @@ WRITES = {
 
 
 def _cases() -> list[object]:
-    marks = {path: [pytest.mark.finn] if "fxfactor.finn" in path.read_text() else [] for path in EXAMPLES}
-    return [pytest.param(path, marks=marks[path], id=path.stem) for path in EXAMPLES]
+    return [pytest.param(path, marks=_marks(path), id=path.stem) for path in EXAMPLES]
+
+
+def _marks(path: Path) -> list[pytest.MarkDecorator]:
+    finn = [pytest.mark.finn] if "fxfactor.finn" in path.read_text() else []
+    return [*finn, pytest.mark.slow] if path.stem.startswith(SLOW) else finn
 
 
 def run(path: Path, folder: Path) -> str:

@@ -33,6 +33,8 @@ EVERY_PAGE = [
     ROOT / "SECURITY.md",
     ROOT / "benchmarks" / "README.md",
 ]
+SLOW = ("compress",)
+"""Pages whose code runs for most of a minute; tests/compression tries the same in parts."""
 PUBLIC_MODULES = {"fxfactor"} | {f"fxfactor.{name}" for name in ("graph", "pipeline", "passes", "finn", "report")}
 
 
@@ -40,7 +42,8 @@ def blocks(language: str) -> list[object]:
     found = []
     for page in PAGES:
         code = re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-        found += [pytest.param(text, id=f"{page.stem}-{index}") for index, text in enumerate(code)]
+        slow = [pytest.mark.slow] if page.stem in SLOW else []
+        found += [pytest.param(text, marks=slow, id=f"{page.stem}-{index}") for index, text in enumerate(code)]
     return found
 
 

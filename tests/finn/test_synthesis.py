@@ -63,6 +63,7 @@ def test_every_layer_in_rtl_is_counted(result: fxfactor.finn.Synthesis) -> None:
     assert len({layer.site for layer in counted.values()}) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.finn
 @needs_yosys
 def test_counts_are_kept_and_do_not_depend_on_weights(
