@@ -39,6 +39,15 @@ def test_what_was_saved_comes_back_bit_by_bit(tmp_path, level, bits):
     assert str(summary(again, show=False)) == str(summary(graph, show=False))
 
 
+def test_whether_the_shape_was_assumed_is_kept(tmp_path):
+    """`summary` says so: a network whose images nobody showed may be costed for images of the wrong size."""
+    for inputs in (None, torch.zeros(IMAGES)):
+        graph = transform(randomized(ResidualNet()), level=1, bits=4, example_inputs=inputs)
+        again = load(save(graph, tmp_path / f"net{inputs is None}"), ResidualNet())
+        assert ("assumed" in str(summary(graph, show=False))) == (inputs is None)
+        assert str(summary(again, show=False)) == str(summary(graph, show=False))
+
+
 def test_a_plan_with_wider_factors_comes_back(tmp_path):
     plan = Plan(
         {"stem.0": LayerPlan(groups=3, mid=6, weight_bits=5), "block.conv2": LayerPlan(groups=4, mid=40)}, join_bits=5
