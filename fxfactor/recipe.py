@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from fxfactor.arguments import checked
 from fxfactor.errors import PreconditionError
 from fxfactor.graph.capture import capture
 from fxfactor.graph.questions import convolutions, sites
@@ -20,6 +22,7 @@ from fxfactor.plan.plan import Plan
 from fxfactor.quantization.calibrate import calibrate
 
 
+@partial(checked, but=("model", "level", "bits", "width", "keep", "example_inputs"))
 def transform(
     model: nn.Module,
     level: Level | None = None,
@@ -72,6 +75,8 @@ def transform(
     graph = capture(model, example_inputs, compare=compare)
     if not any(True for _ in convolutions(graph)):
         _require_something_to_quantize(graph, model, plan is not None or bits is not None)
+    if not isinstance(keep, Iterable) or isinstance(keep, bytes):
+        raise PreconditionError(f"keep must be a collection of module paths, found {keep!r}; leave it out to keep none")
     kept = (keep,) if isinstance(keep, str) else tuple(keep)
     if plan is not None:
         plan.require_fits(graph)

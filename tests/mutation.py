@@ -329,11 +329,11 @@ def main() -> int:
         times = Times(options.times)
         killers: dict[str, list[str]] = defaultdict(list)
         for name, mutation in chosen:
+            source = in_copy(root, mutation.file).read_text()  # the tree may change meanwhile
             noticed, by = is_noticed(mutation, root, times, options.widen)
             alive += not noticed
             if "::" in by:
                 killers[by].append(name)
-            source = (ROOT / mutation.file).read_text()
             where = f"{mutation.file}:{mutation.line(source)}"
             print(f"{'killed' if noticed else 'ALIVE '} {name} {where} ({mutation.operator}) by {by}", flush=True)
             if not noticed:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.utils.flop_counter import conv_flop_count, mm_flop
 
+from fxfactor.arguments import checked
 from fxfactor.graph.dataflow import input_quantizer
 from fxfactor.graph.questions import TRANSPOSED, layers, shape_of
 from fxfactor.quantization.brevitas_layers import bits_of, weight_bits_of
@@ -64,6 +65,7 @@ class Cost:
         return tuple(layer for layer in self.layers if layer.path == path or layer.path.startswith(f"{path}."))
 
 
+@checked
 def cost(graph: GraphModule) -> Cost:
     """Cost of a captured or transformed network at batch size 1 and the image size of its capture."""
     calls: dict[nn.Module, list[Node]] = {}

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ from fxfactor.analysis.measures import Spread
 from fxfactor.analysis.rows import spread_row, variant_rows, weight_rows
 from fxfactor.analysis.table import ORIGINAL, Distribution, Distributions
 from fxfactor.analysis.taps import VariantTaps, channel_axis, count, each_call, output_node
+from fxfactor.arguments import checked
 from fxfactor.errors import PreconditionError
 from fxfactor.graph.capture import as_graph
 from fxfactor.graph.questions import LAYERS, Site, placeholders, shape_of, sites
@@ -34,6 +36,7 @@ _KEPT_BYTES = 256 * 2**20
 """Memory for the original's activations at all sites; larger batches are walked in parts."""
 
 
+@partial(checked, but=("qmodel",))
 def distributions(
     model: nn.Module, qmodel: GraphModule | Mapping[str, GraphModule], loader: Iterable[Any]
 ) -> Distributions:

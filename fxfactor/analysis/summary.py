@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch.fx import GraphModule
 
 from fxfactor.analysis.cost import FLOAT_BITS, Cost, cost
+from fxfactor.arguments import checked
 from fxfactor.errors import PreconditionError
 from fxfactor.graph.capture import ASSUMED, NOTES
 from fxfactor.graph.questions import Site, hidden_convolutions, kept_whole, owner_path, placeholders, shape_of, sites
@@ -133,6 +135,7 @@ class Summary:
         )
 
 
+@partial(checked, but=("graph",))
 def summary(graph: GraphModule, show: bool = True) -> Summary:
     """Print the table of a captured or transformed network and return it; with `show=False` only return it.
 

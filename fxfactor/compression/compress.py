@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxfactor.arguments import checked
 from fxfactor.compression.result import Compressed
 from fxfactor.errors import PreconditionError
 from fxfactor.exploration.rung import Metric, top1
@@ -25,6 +26,7 @@ from fxfactor.recovery.reconstruct import Augment
 STATE = "compress.sqlite"
 
 
+@checked
 def compress(
     model: nn.Module,
     train: Iterable[Any],

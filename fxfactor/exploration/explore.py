@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from fxfactor.arguments import checked
 from fxfactor.errors import PreconditionError
 from fxfactor.exploration.result import Exploration
 from fxfactor.exploration.rung import BitPair, FineTune, Metric, Progressed, Rung, RungWalk, Setup, Task, top1
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 Engine = Literal["local", "ray"]
 
 
+@checked
 def explore(
     model: nn.Module,
     train: Iterable[Any],

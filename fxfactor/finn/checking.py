@@ -57,6 +57,11 @@ def _export(model: nn.Module, example_inputs: Any) -> onnx.ModelProto | Finding:
     import torch
     from torch.fx import GraphModule
 
+    if not isinstance(model, torch.nn.Module):
+        raise FinnError(
+            f"required: check(model=…), text or a Path of a QONNX file, or a torch.nn.Module; found: {model!r} "
+            f"({type(model).__name__})"
+        )
     graph = copy.deepcopy(model).eval()
     if isinstance(graph, GraphModule) and example_inputs is None:
         example_inputs = _inputs_as_captured(graph)

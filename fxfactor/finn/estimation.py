@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import GraphModule
 
+from fxfactor.arguments import checked
 from fxfactor.errors import FinnError, InfeasibleError
 from fxfactor.files import private_folder
 from fxfactor.finn.boards import Resources, notes
@@ -47,6 +49,7 @@ SIMULATED_FIFOS = "FIFOs are as deep as the simulation whose depths were given h
 Progress = Callable[[str], None]
 
 
+@partial(checked, error=FinnError)
 def estimate(
     file: str | Path,
     board: str = "ZCU104",

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter
 from torch.nn import functional as F
 
+from fxfactor.arguments import checked
 from fxfactor.graph.questions import TRANSPOSED, is_quantizer
 from fxfactor.quantization.brevitas_layers import is_quantized_layer, is_signed, quantizer_bits
 from fxfactor.quantization.levels import integer_range, round_to_levels
 
 
+@checked
 @torch.no_grad()
 def reference(qmodel: GraphModule, images: Tensor) -> Any:
     """Outputs (float64; a tuple where there are several) of what `fxfactor.transform` gave, in eval mode.

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from fxfactor.arguments import checked
 from fxfactor.errors import FinnError
 from fxfactor.files import new_folder
 from fxfactor.finn.estimation import Job, Progress
@@ -83,6 +85,7 @@ class Prepared:
     estimate: Estimate
 
 
+@partial(checked, error=FinnError)
 def prepare(
     folder: str | Path,
     file: str | Path,

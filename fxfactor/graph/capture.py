@@ -250,11 +250,23 @@ def _normalized(
 def as_graph(model: nn.Module, like: GraphModule) -> GraphModule:
     """A copy of `model` in normal form and eval mode, captured on inputs of the shapes that `like` takes.
 
-    In the precision and on the device of `like`. A graph is copied and not traced anew: that would rename its nodes.
+    In the precision and on the device of `like`. A graph is copied and not traced anew: that would rename its nodes. Raises
+    PreconditionError where its outputs have other shapes than those of `like`, which was made of another model then.
     """
     inputs = None
     if isinstance(model, nn.Module) and not isinstance(model, GraphModule):
         own = next(model.parameters(), torch.empty(0))
         inputs = tuple(torch.zeros(shape_of(node)).to(own) for node in placeholders(like))
     # compared when it was captured first, where that was asked for
-    return capture(model, inputs, compare=False).eval().to(next(like.parameters(), torch.empty(0)))
+    graph = capture(model, inputs, compare=False).eval().to(next(like.parameters(), torch.empty(0)))
+    if (wanted := _output_shapes(like)) != (found := _output_shapes(graph)):
+        raise PreconditionError(
+            f"the original network and the one made from it must have outputs of the same shapes; found: {found} and {wanted}; "
+            "pass the model that was transformed"
+        )
+    return graph
+
+
+def _output_shapes(graph: GraphModule) -> list[tuple[int, ...]]:
+    output = next(node for node in graph.graph.nodes if node.op == "output")
+    return [shape_of(node)[1:] for node in output.all_input_nodes]

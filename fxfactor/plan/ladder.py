@@ -8,10 +8,12 @@ groups that divides the input channels and is at most 2^ℓ, until every channel
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Literal
 
 from torch import nn
 
+from fxfactor.arguments import checked
 from fxfactor.errors import PreconditionError
 from fxfactor.graph.questions import CONVOLUTIONS, Convolution, Site
 from fxfactor.quantization.brevitas_layers import is_quantized_layer
@@ -25,7 +27,11 @@ SMALLEST_INPUT = 8
 
 def check_level(level: object) -> None:
     """Raise PreconditionError unless `level` is an int ≥ 0 or "depthwise"."""
-    if level != "depthwise" and (not isinstance(level, int) or isinstance(level, bool) or level < 0):
+    if (
+        not isinstance(level, int | str)
+        or isinstance(level, bool)
+        or (level != "depthwise" if isinstance(level, str) else level < 0)
+    ):
         raise PreconditionError(
             f'level must be an int of at least 0 or "depthwise", found {level!r}; 3 is a good start'
         )
@@ -39,6 +45,7 @@ def check_bits(bits: object, what: str) -> None:
         )
 
 
+@partial(checked, but=("level",))
 def groups_at(level: Level, channels: int, original_groups: int = 1) -> int:
     """Groups of the spatial factor: the largest divisor of `channels` that is at most 2^level.
 
@@ -48,6 +55,11 @@ def groups_at(level: Level, channels: int, original_groups: int = 1) -> int:
     ([1, 2, 8, 64, 64, 64], 6)
     """
     check_level(level)
+    if channels < 1 or original_groups < 1:
+        raise PreconditionError(
+            f"groups_at: channels and original_groups must be at least 1, found channels={channels}, "
+            f"original_groups={original_groups}"
+        )
     most = channels if level == "depthwise" else min(channels, 2 ** min(int(level), channels.bit_length()))
     wanted = (g for g in range(most, original_groups, -1) if channels % g == 0 and g % original_groups == 0)
     return next(wanted, original_groups)

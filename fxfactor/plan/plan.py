@@ -7,12 +7,14 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.fx import GraphModule
 
+from fxfactor.arguments import checked
 from fxfactor.errors import PreconditionError
 from fxfactor.files import write_text
 from fxfactor.graph.dataflow import consumers, input_quantizer, is_layer
@@ -44,6 +46,7 @@ class Plan:
         check_bits(self.join_bits, "join_bits")
 
     @classmethod
+    @partial(checked, but=("keep",))
     def uniform(
         cls,
         graph: GraphModule,
@@ -81,6 +84,7 @@ class Plan:
         return cls(layers, join_bits=activation_bits)
 
     @classmethod
+    @checked
     def of(cls, graph: GraphModule) -> Plan:
         """The plan that a graph has been made by, read from its modules."""
         layers = {}
@@ -131,6 +135,7 @@ class Plan:
         )
 
     @classmethod
+    @checked
     def from_json(cls, text: str) -> Plan:
         """Read what `to_json` wrote, or a person edited. Raises PreconditionError that says what is wrong and where."""
         try:
@@ -177,6 +182,7 @@ class Plan:
         write_text(path, self.to_json(), "saving the plan")
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> Plan:
         """Read a plan from a file. Raises PreconditionError where there is none or it is not a plan."""
         try:
@@ -194,6 +200,8 @@ def kept_sites(graph: GraphModule, keep: Iterable[str]) -> set[str]:
         raise PreconditionError(
             f"keep must be a collection of module paths, found the string {keep!r}; write ({keep!r},)"
         )
+    if not isinstance(keep, Iterable) or isinstance(keep, bytes):
+        raise PreconditionError(f"keep must be a collection of module paths, found {keep!r}; write () for none")
     known = sites(graph)
     kept = set()
     for path in keep:
@@ -209,10 +217,9 @@ def require_known(names: Iterable[str], known: Iterable[str], where: str) -> Non
     there = list(known)
     for name in names:
         if name not in there:
-            close = difflib.get_close_matches(name, there, n=3, cutoff=0.4) or there[:3]
-            raise PreconditionError(
-                f"no convolution or linear layer {name!r} in {where}; did you mean {' or '.join(map(repr, close))}?"
-            )
+            close = difflib.get_close_matches(str(name), there, n=3, cutoff=0.4) or there[:3]
+            meant = f"did you mean {' or '.join(map(repr, close))}?" if close else "there is none at all"
+            raise PreconditionError(f"no convolution or linear layer {name!r} in {where}; {meant}")
 
 
 def require_fields(entry: dict[str, Any], names: set[str], where: str) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from fxfactor.arguments import checked
 from fxfactor.errors import PreconditionError
 from fxfactor.graph.capture import capture
 from fxfactor.graph.watching import images_of
@@ -34,6 +35,7 @@ BITS = (2, 3, 4, 5, 6, 8)
 """For FINN: groups of a convolution that is not depthwise, at most. FINN gets each as a convolution of its own."""
 
 
+@checked
 def search(
     model: nn.Module,
     loader: Iterable[Any],

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Interpreter, Node
 
+from fxfactor.arguments import checked
 from fxfactor.errors import PreconditionError
 from fxfactor.graph.questions import is_quantizer, module_of
 from fxfactor.graph.watching import evaluating, inputs_of, not_empty
@@ -40,6 +41,7 @@ class _Counting(Interpreter):
         return value.clamp(0, getattr(module, "at_most", None))
 
 
+@checked
 def calibrate(qmodel: GraphModule, loader: Iterable[Any]) -> GraphModule:
     """Set every activation range from images, in place, and return `qmodel`; its weights stay as they are.
 

@@ -25,6 +25,7 @@ from brevitas.core.stats import AbsMax
 from brevitas.core.zero_point import ZeroZeroPoint
 from torch import Tensor, nn
 
+from fxfactor.arguments import checked
 from fxfactor.graph.questions import is_quantizer
 from fxfactor.quantization.brevitas_layers import is_quantized_layer
 
@@ -88,6 +89,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return torch.dot(a.reshape(-1), b.reshape(-1))
 
 
+@checked
 @contextmanager
 def fused_quantizers(graph: nn.Module) -> Iterator[None]:
     """Let all quantizers in `graph` that can be fused be so meanwhile; parameters and state stay the same.

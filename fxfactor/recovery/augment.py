@@ -10,9 +10,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fxfactor.arguments import checked
+from fxfactor.errors import PreconditionError
 
+
+@checked
 def flip_and_shift(images: Tensor, generator: torch.Generator) -> Tensor:
     """Mirror half of the images left to right and move each by up to 1/8 of its size, zeros at the edges."""
+    if images.dim() < 3 or not len(images):
+        raise PreconditionError(
+            f"images (N, C, H, W), one at least, are required, found a tensor of shape {tuple(images.shape)}"
+        )
     sizes = images.shape[2:]
     if len(sizes) > 1:
         mirrored = torch.rand(len(images), generator=generator) < 0.5
@@ -27,6 +35,7 @@ def flip_and_shift(images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.stack(moved)
 
 
+@checked
 def flip_shift_and_cut(images: Tensor, generator: torch.Generator) -> Tensor:
     """`flip_and_shift`, and in every second batch, drawn by lot, a part of each image comes from another one.
 

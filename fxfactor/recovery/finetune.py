@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterable, Sized
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from torch.fx import GraphModule
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from fxfactor.arguments import checked
 from fxfactor.errors import FxfactorError, PreconditionError
 from fxfactor.files import new_file
 from fxfactor.graph.capture import as_graph
@@ -45,6 +47,7 @@ class Epoch:
     seconds: float
 
 
+@partial(checked, but=("teacher",))
 def finetune(
     model: GraphModule,
     loader: Iterable[Any],
@@ -85,6 +88,7 @@ def finetune(
         ]
 
 
+@checked
 def continue_from(model: GraphModule, trained: GraphModule) -> GraphModule:
     """Give `model` the weights, biases and batch norms of `trained`, in place, and return it.
 

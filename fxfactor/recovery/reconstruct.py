@@ -9,6 +9,7 @@ blocks at once, each on what the blocks before it give, with the network's own o
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from fxfactor.arguments import checked
+from fxfactor.errors import PreconditionError
 from fxfactor.graph.capture import as_graph
 from fxfactor.graph.watching import evaluating, images_of
 from fxfactor.progress import track
@@ -41,6 +44,7 @@ class Reconstruction:
     losses: tuple[float, ...]
 
 
+@checked
 def reconstruct(
     original: nn.Module,
     graph: GraphModule,
@@ -67,6 +71,10 @@ def reconstruct(
     quarter more where the learning rate is chosen. The same seed gives the same result on the same machine. Raises
     PreconditionError without images.
     """
+    if learning_rate is not None and not 0 < learning_rate < math.inf:
+        raise PreconditionError(
+            f"reconstruct(learning_rate=…) must be a number above 0, found {learning_rate!r}; give none, and it is tried out"
+        )
     images = _all_images(batches, next(graph.parameters()))
     original = as_graph(original, graph)
     train = partial(_train, original, batch_size=batch_size, augment=augment, seed=seed)

@@ -13,6 +13,7 @@ from the largest weight, gives back the same.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from fxfactor.arguments import checked
 from fxfactor.errors import PreconditionError
 from fxfactor.factors.fit_to_outputs import receiver_of_shift, shift_outputs
 from fxfactor.factors.least_squares import PatchMoments
@@ -49,6 +51,7 @@ class Rounded:
     output_error: float
 
 
+@checked
 @torch.no_grad()
 def round_weights(
     original: nn.Module,
@@ -73,8 +76,10 @@ def round_weights(
     Rounding is that of GPTQ (Frantar et al. 2022, arXiv 2210.17323; Optimal Brain Surgeon), towards targets as in
     asymmetric reconstruction (Zhang et al. 2015, arXiv 1505.06798). A layer never gets worse than with every weight
     rounded to the nearest level. Cost: as `fit_to_outputs`. Transposed convolutions are left as they are. Raises
-    PreconditionError without images and without quantized layers.
+    PreconditionError without images, without quantized layers, and where `ridge` is not above 0.
     """
+    if not 0 < ridge < math.inf:
+        raise PreconditionError(f"round_weights(ridge=…) must be a number above 0, found {ridge!r}; 0.1 is the default")
     images = images_of(batches, "rounding")
     todo: dict[nn.Module, list[Node]] = {}
     for node, layer in layers(qmodel):

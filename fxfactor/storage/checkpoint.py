@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.fx import GraphModule
 
+from fxfactor.arguments import checked
 from fxfactor.errors import PreconditionError
 from fxfactor.files import new_folder, recover, require_place_for_folder
 from fxfactor.graph.capture import ASSUMED, capture
@@ -30,6 +32,7 @@ def require_place(folder: str | Path) -> None:
     require_place_for_folder(folder, SAVING, marker=PLAN)
 
 
+@partial(checked, but=("qmodel",))
 def save(qmodel: GraphModule, folder: str | Path, source: str | None = None) -> Path:
     """Write `folder` with the weights, the plan, the input shapes and what the passes did; whole or not at all.
 
@@ -54,6 +57,7 @@ def save(qmodel: GraphModule, folder: str | Path, source: str | None = None) -> 
     return Path(folder)
 
 
+@checked
 def load(folder: str | Path, model: nn.Module) -> GraphModule:
     """Return the network that was saved in `folder`. `model` is the original one; its weights do not matter.
 

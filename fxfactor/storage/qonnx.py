@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,9 +17,11 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
+from fxfactor.arguments import checked
 from fxfactor.errors import ExportError, PreconditionError
 from fxfactor.files import new_file
 from fxfactor.graph.compare import random_inputs, relative_difference
+from fxfactor.graph.example_inputs import as_tuple
 from fxfactor.graph.normal_form import finish
 from fxfactor.graph.questions import is_quantizer, module_of, placeholders
 from fxfactor.graph.tracing import is_random_drop, silent
@@ -52,6 +55,7 @@ class Exported:
     rounding_ties: int
 
 
+@partial(checked, but=("qmodel", "example_inputs"))
 def export(
     qmodel: GraphModule,
     path: str | Path,
@@ -75,14 +79,21 @@ def export(
         )
     if target not in ("qonnx", "finn"):
         raise PreconditionError(f'target must be "qonnx" or "finn", found {target!r}')
-    if isinstance(example_inputs, Tensor):
-        example_inputs = (example_inputs,)
     graph = _frozen(qmodel)
-    inputs = random_inputs(graph) if example_inputs is None else tuple(x.cpu().float() for x in example_inputs)
+    inputs = random_inputs(graph) if example_inputs is None else _floats(as_tuple(example_inputs))
     with new_file(path, "exporting") as temporary:
         _write(graph, inputs, temporary)
         difference, ties = _compare(graph, inputs, temporary)
     return Exported(Path(path), difference, ties)
+
+
+def _floats(inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """In float32 on the CPU. Raises PreconditionError where one is no tensor, which no file has as an input."""
+    if strange := [value for value in inputs if not isinstance(value, Tensor)]:
+        raise PreconditionError(
+            f"export(example_inputs=…): tensors are required, found {type(strange[0]).__name__}; give those of forward"
+        )
+    return tuple(x.cpu().float() for x in inputs)
 
 
 def _frozen(qmodel: GraphModule) -> GraphModule:

@@ -270,9 +270,12 @@ def test_a_layer_that_is_never_called_gets_a_row_that_says_so() -> None:
 
 
 def test_networks_that_do_not_belong_together_are_refused(qmodel: GraphModule) -> None:
-    other = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 10, 1)).eval()
+    pooled = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    other = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 10, 1), *pooled).eval()
     with pytest.raises(PreconditionError, match=r"it lacks '0', '2' and it has 'stem\.0'.*pass the model"):
         distributions(other, qmodel, [images()])
+    with pytest.raises(PreconditionError, match=r"outputs of the same shapes; found: .* pass the model that was"):
+        distributions(other[:3], qmodel, [images()])
 
 
 def test_the_same_sites_of_another_width_are_refused(qmodel: GraphModule) -> None:

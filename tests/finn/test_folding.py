@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from grouped_networks import GROUPED
@@ -24,6 +25,7 @@ from fxfactor.errors import FinnError, InfeasibleError
 from fxfactor.finn.boards import BOARDS, Resources
 from fxfactor.finn.process.folding.candidates import NEVER, Member, divisors, settings, words
 from fxfactor.finn.process.folding.connections import waiting_pixels
+from fxfactor.finn.process.folding.fold import is_narrow
 from fxfactor.finn.process.folding.program import (
     Candidate,
     Costs,
@@ -391,3 +393,18 @@ def test_refusals(write: Write, tmp_path: Path) -> None:
         fxfactor.finn.estimate(file, target_fps="max", folding="finn", cache=tmp_path)
     with pytest.raises(FinnError, match="target_fps > 0 or \"max\"; found: 5.0 and 'fast'"):
         fxfactor.finn.estimate(file, target_fps="fast", cache=tmp_path)  # type: ignore[arg-type]
+
+
+def test_weights_are_narrow_where_they_leave_out_the_lowest_number_of_their_type() -> None:
+    """Of the weights' type, not of the inputs'."""
+
+    def narrow(weights: list[int], kind: str = "MVAU_rtl") -> bool:
+        datatypes = {"x": SimpleNamespace(min=lambda: 0), "w": SimpleNamespace(min=lambda: -8)}
+        model = SimpleNamespace(
+            get_initializer={"w": np.array(weights)}.get, get_tensor_datatype=lambda name: datatypes[name]
+        )
+        return is_narrow(model, SimpleNamespace(op_type=kind, input=["x", "w"]))
+
+    assert narrow([-7, 7])
+    assert not narrow([-8, 7])
+    assert not narrow([-7, 7], "Pool_hls")

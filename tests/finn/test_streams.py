@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from fxfactor.finn.integer.onnx_constants import Broken
 from fxfactor.finn.integer.streams import Stream, Window, integer_datatype, make_quantizer, thresholds
+from fxfactor.finn.integer.values import per_channel
 
 
 def stream(channels: int, low: int, high: int, seed: int, **settings: object) -> Stream:
@@ -76,3 +78,12 @@ def test_rounding_up_is_torchs_ceil_mode(size: tuple[int, int], kernel: int, str
 )
 def test_smallest_datatype(low: int, high: int, name: str) -> None:
     assert integer_datatype(low, high) == name
+
+
+def test_a_constant_is_one_number_or_one_for_each_channel() -> None:
+    x = stream(3, 0, 5, 0)
+    assert per_channel(x, np.full((1, 3, 1, 1), 2.0)).tolist() == [2.0] * 3
+    assert per_channel(x, np.array(2.0)).tolist() == [2.0]
+    with pytest.raises(Broken) as refused:
+        per_channel(x, np.ones((1, 2, 1, 1)))
+    assert refused.value.found == "a constant of shape (1, 2, 1, 1) on a tensor of shape (1, 3, 1, 1)"

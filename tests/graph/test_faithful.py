@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from networks import difference_in_float64, fingerprint
@@ -178,10 +179,12 @@ def test_channels_last_is_kept():
 def test_comparing_leaves_model_and_random_numbers_alone():
     model = FunctionalDropout()
     before, state = fingerprint(model), (torch.get_rng_state(), random.getstate())
+    numpy_state = np.random.get_state()[1].tolist()
     fxfactor.capture(model, X)
     assert fingerprint(model) == before
     assert torch.equal(torch.get_rng_state(), state[0])
     assert random.getstate() == state[1]
+    assert np.random.get_state()[1].tolist() == numpy_state
 
 
 def test_a_comparison_that_takes_too_long_says_so():

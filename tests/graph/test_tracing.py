@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fxfactor import CaptureError, PreconditionError, capture
 from fxfactor.graph import check_graph, convolutions, hidden_convolutions, sites
-from fxfactor.graph.tracing import trace_concrete
+from fxfactor.graph.tracing import trace_concrete, trace_export
 
 
 class PadToEven(nn.Module):
@@ -280,3 +280,11 @@ def test_a_refusal_says_why_each_way_failed():
     model = Lambda(lambda m, x: m.a(x) if x.sum() > 0 else x, a=nn.Conv2d(3, 4, 3)).eval()
     with pytest.raises(CaptureError, match=r"(?s)tracing with known shapes: .*torch\.export: "):
         capture(model, torch.randn(IMAGE))
+
+
+def test_exporting_that_takes_too_long_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = torch.randn(1, 3, 8, 8)
+    assert trace_export(ChannelLoop(), (image,)).graph.nodes
+    monkeypatch.setattr("fxfactor.graph.tracing.EXPORT_SECONDS", -1.0)
+    with pytest.raises(CaptureError, match="took longer than -1 s, in "):
+        trace_export(ChannelLoop(), (image,))

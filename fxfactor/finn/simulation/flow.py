@@ -7,12 +7,14 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fxfactor.arguments import checked
 from fxfactor.errors import FinnError
 from fxfactor.finn.commands import Commands
 from fxfactor.finn.estimation import Job, Outcome, Progress, site_in
@@ -36,6 +38,7 @@ LAYERS = ".layers"
 Depths = Mapping[str, int] | int | Literal["target"] | None
 
 
+@partial(checked, error=FinnError)
 def simulate(
     file: str | Path,
     images: Any,

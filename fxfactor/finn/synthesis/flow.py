@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 
+from fxfactor.arguments import checked
 from fxfactor.errors import FinnError
 from fxfactor.finn.boards import VERSAL, Resources
 from fxfactor.finn.commands import Commands
@@ -22,6 +24,7 @@ AREAS = ".areas"
 """Folder of counts in the cache; the dot keeps it apart from the models kept there."""
 
 
+@partial(checked, error=FinnError)
 def synthesize(
     file: str | Path,
     board: str = "ZCU104",

@@ -93,7 +93,7 @@ def cheapest(layers: list[Any], part: str, board: Costs, most_cycles: int, ultra
     """
     from finn.util.basic import is_versal
 
-    members, prices = [Member(layer, narrow=True) for layer in layers], Prices(is_versal(part), ultra)
+    members, prices = [Member(layer, narrow=True) for layer in layers], Prices(versal=is_versal(part), ultra=ultra)
     found = candidates(members, part, prices, {}, most_cycles)
     if not found:
         every = candidates(members, part, prices, {})
