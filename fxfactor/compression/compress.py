@@ -8,6 +8,7 @@ board (the usual pruners know one number per candidate, here there are two, so t
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from fxfactor.recovery.reconstruct import Augment
 STATE = "compress.sqlite"
 
 
-@checked
+@partial(checked, but=("epochs", "target_fps"))
 def compress(
     model: nn.Module,
     train: Iterable[Any],
