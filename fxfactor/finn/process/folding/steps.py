@@ -57,7 +57,7 @@ def price(model: Any, part: str, request: dict[str, Any]) -> dict[str, Any]:
     """Our prices of a folded model: `layers`, node -> costs, and `streams`, what FINN puts between them later.
 
     `silent`: nodes for which FINN says 0 of everything; `written`: nodes whose weights are written at start. request: available;
-    fifo_depths, by a simulation, or None. Raises UnknownStream where these are of other hardware.
+    fifo_depths, by a simulation, if there is one. Raises UnknownStream where these are of other hardware.
     """
     from finn.util.basic import is_versal
 
@@ -74,7 +74,7 @@ def price(model: Any, part: str, request: dict[str, Any]) -> dict[str, Any]:
             written.append(node.name)
     return {
         "layers": layers,
-        "streams": list(_streams(model, prices, request["fifo_depths"])),
+        "streams": list(_streams(model, prices, request.get("fifo_depths"))),
         "silent": silent,
         "written": written,
     }
