@@ -121,7 +121,7 @@ def test_sites_cost_what_finn_estimates_for_them_in_the_whole_network(board: str
             finns = sum(getattr(each.finn, ours) for each in there)
             assert sum(each[f"finn_{name}"] for each in mine) == pytest.approx(finns, rel=0.02)
         assert max(each["cycles"] for each in mine) == max(each.cycles for each in there)
-        assert sum(each["lut"] for each in mine) == pytest.approx(sum(each.resources.lut for each in there), rel=0.2)
+        assert sum(each["lut"] for each in mine) == pytest.approx(sum(each.resources.lut for each in there), rel=0.1)
     total = sum(prices[chain]["lut"] for counts in parts.values() for chain in counts)
     assert total == pytest.approx(whole.total.lut, rel=0.3)  # thresholds are as wide as the sums that bits allow
 
@@ -145,16 +145,24 @@ def test_a_searched_plan_is_within_the_budget_as_finn_estimates_it() -> None:
         fxfactor.search(model, images, Budget(cycles=20), **settings)
 
 
+FOLDED_BY_THE_BOARD = (
+    "search folds by shares of the whole board, not of the budget: the larger board then takes more LUTs"
+)
+
+
 @pytest.mark.slow
 @pytest.mark.finn
-def test_for_resnet20_the_answer_differs_by_board(realdata: Any) -> None:
+@pytest.mark.parametrize(
+    "within", [{"lut": 40_000}, pytest.param(None, marks=pytest.mark.xfail(strict=True, reason=FOLDED_BY_THE_BOARD))]
+)
+def test_for_resnet20_the_answer_differs_by_board(within: dict[str, int] | None, realdata: Any) -> None:
     model, images = realdata.cifar_resnet(20).eval(), realdata.cifar10("train")[0][:32]
     graph = fxfactor.capture(model, images[:1]).eval()
     space = space_of(graph, (*range(7), "depthwise"), (2, 3, 4, 5, 6, 8))
     errors = measure_errors(graph, [images], space)
     plans = {}
     for board in ("Pynq-Z2", "ZCU104"):
-        target = Target(board, clock_ns=10, target_fps=3000, limits={"lut": 40_000})
+        target = Target(board, clock_ns=10, target_fps=3000, limits=within)
         priced = price_space(graph, space, target, 8)
         limits = board_limits(Budget(lut=40_000), priced.whole, target)  # as many LUTs for both: what is left differs
         plans[board] = best_plan(priced, errors, limits, "both", 8)

@@ -12,7 +12,12 @@ UNITS = [
     # MW, MH, PE, SIMD, weight bits, input bits, sum bits, and by Yosys: LUTs of logic, LUTs and block RAMs as memory, DSPs
     (144, 32, 1, 1, 4, 4, 14, 61, 32, 0, 1),
     (144, 32, 4, 1, 4, 4, 14, 148, 32, 0, 1),
-    (144, 32, 8, 1, 4, 4, 14, 236, 32, 0, 2),
+    pytest.param(
+        (144, 32, 8, 1, 4, 4, 14, 236, 32, 0, 2),
+        marks=pytest.mark.xfail(
+            strict=True, reason="one input at a time for eight outputs: our price is 28 % too high"
+        ),
+    ),
     (144, 32, 1, 4, 4, 4, 14, 84, 24, 0, 4),
     (144, 32, 4, 4, 4, 4, 14, 335, 24, 0, 4),
     (144, 32, 8, 4, 4, 4, 14, 628, 24, 0, 8),
@@ -71,7 +76,10 @@ WINDOWS_AT_ONCE = [
     (496, 16, 1, 4, 128, 329),
     (496, 16, 1, 6, 128, 367),
     (496, 16, 1, 8, 256, 513),
-    (448, 64, 1, 6, 112, 391),
+    pytest.param(
+        (448, 64, 1, 6, 112, 391),
+        marks=pytest.mark.xfail(strict=True, reason="64 folds of channels: our price is 17 % too low"),
+    ),
     (248, 8, 2, 12, 128, 404),
     (240, 16, 2, 12, 128, 375),
 ]
@@ -140,9 +148,7 @@ def test_matrix_units_cost_what_yosys_counts(unit: tuple[int, ...]) -> None:
     rows, columns, pe, simd, weights, inputs, sums, logic, memory, bram18, dsp = unit
     lanes = formulas.dsp_lanes("DSP48E2", weights, inputs, True)
     found = formulas.matrix_unit_luts(pe, simd, lanes, weights, inputs, sums) - pe * sums  # less the output queue
-    assert found == pytest.approx(
-        logic, rel=0.3, abs=15
-    )  # none of these units is among those that prices are fitted to
+    assert found == pytest.approx(logic, rel=0.25)  # none of these units is among those that prices are fitted to
     kept = (0, 0) if pe == columns else formulas.replay_memory(rows // simd, simd * inputs)
     assert kept == pytest.approx((memory, bram18), abs=8)
     assert formulas.matrix_unit_dsps(pe, simd, lanes, "DSP48E2", weights, inputs) == dsp
@@ -165,7 +171,7 @@ def test_window_generators_cost_what_yosys_counts(case: tuple[Any, ...]) -> None
 def test_window_generators_that_give_a_window_at_once(case: tuple[int, ...]) -> None:
     words, folds, simd, width, memory, luts = case
     assert formulas.line_luts(3, words, width) == memory
-    assert formulas.window_luts(9, folds, simd, True, memory, width) == pytest.approx(luts, rel=0.2)
+    assert formulas.window_luts(9, folds, simd, True, memory, width) == pytest.approx(luts, rel=0.1)
 
 
 @pytest.mark.parametrize("case", CONVERTERS)
@@ -245,7 +251,7 @@ def test_what_finn_leaves_out_of_a_matrix_unit(layers: Any) -> None:
     assert finns(layer, part) == (0, 24, 4, 0)
     lut, bram18, dsp, uram = ours(layer, part, True)
     assert (bram18, dsp, uram) == (25, 8, 0)  # two lanes at 8 bits, and the buffer of the inputs
-    assert lut == pytest.approx(398 + 88 + 4 * 4 * 8, rel=0.2)  # by Yosys, with the queues of sums and of weights
+    assert lut == pytest.approx(398 + 88 + 4 * 4 * 8, rel=0.1)  # by Yosys, with the queues of sums and of weights
     distributed = ours(unit(layers, ram_style="distributed"), part, True)
     assert distributed[0] - lut == formulas.rom_luts(128, 2304)
     assert distributed[1] == 1
