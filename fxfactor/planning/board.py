@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from fxfactor.errors import PreconditionError
+from fxfactor.errors import InfeasibleError, PreconditionError
 from fxfactor.finn.estimation import estimate_network
 from fxfactor.finn.integer.forms import Form
 from fxfactor.finn.integer.requantizing import WIDEST_SCALE
@@ -49,6 +49,8 @@ from fxfactor.quantization.levels import integer_range, rounded_weight
 from fxfactor.recipe import transform
 
 SUMMED = ("lut", "bram", "dsp", "uram")
+_IN_TARGET = {"bram": "bram18"}
+"""Names of a budget's resources in the limits of a target, where they differ."""
 _MOST_ATTEMPTS = 8
 
 Forms = Mapping[str, tuple[Chain, ...]]
@@ -56,20 +58,31 @@ Forms = Mapping[str, tuple[Chain, ...]]
 
 
 def board_limits(budget: Budget, whole: Mapping[str, float], target: Target) -> dict[str, float]:
-    """The limits of a budget, and those that hold on any board: what it has, and the cycles for one frame."""
+    """The limits of a budget, and those that hold on any board: what it has, and the cycles for one frame.
+
+    whole: what shares in the budget are shares of.
+    """
     limits = {**board_has(target), **budget.limits(whole), "cycles": float(target.cycles)}
     return {name: limit for name, limit in limits.items() if limit > 0}  # a board without UltraRAM has no use for it
 
 
 def board_has(target: Target) -> dict[str, float]:
-    """LUTs, 18 kbit block RAMs, DSPs and UltraRAMs of the board."""
+    """LUTs, 18 kbit block RAMs, DSPs and UltraRAMs that may be used of the board."""
     there = target.available
     return {"lut": there.lut, "bram": there.bram18, "dsp": there.dsp, "uram": there.uram}
 
 
-def target_of(board: str, clock_ns: float, target_fps: int, cycles: float | None, python: Any) -> Target:
-    """The target whose cycles per frame are those of the budget, where it has some, else those of `target_fps`."""
-    return Target(board, clock_ns, target_fps if cycles is None else math.ceil(1e9 / clock_ns / cycles), python)
+def target_of(board: str, clock_ns: float, target_fps: int, budget: Budget, python: Any) -> Target:
+    """The target with the budget's limits, for layers are folded to spare what is scarce within them.
+
+    Its cycles per frame are those of the budget, where it has some, else those of `target_fps`.
+    """
+    fps = target_fps if budget.cycles is None else math.ceil(1e9 / clock_ns / budget.cycles)
+    target = Target(board, clock_ns, fps, python)
+    there = board_has(target)
+    given = {name: limit for name, limit in budget.given().items() if name in there}
+    limits = Budget(**given).limits(there) if given else {}
+    return replace(target, limits={_IN_TARGET.get(name, name): int(limit) for name, limit in limits.items()} or None)
 
 
 def price_space(graph: GraphModule, space: Space, target: Target, join_bits: int) -> Space:
@@ -83,7 +96,7 @@ def price_space(graph: GraphModule, space: Space, target: Target, join_bits: int
     hardware: dict[tuple[str, Shape, LayerPlan], Prices] = {}
     for key, part in parts.items():
         hardware[key] = total([chain for forms in part for chain in cheapest_chains(forms, prices, target)], prices)
-    return replace(space, hardware=hardware, whole={**space.whole, **board_has(target)})
+    return replace(space, hardware=hardware, whole={**space.whole, **board_has(Target(target.board))})
 
 
 def chains_in(part: Iterable[Forms]) -> Iterator[Chain]:
@@ -97,8 +110,17 @@ def cheapest_chains(forms: Forms, prices: Mapping[Chain, Prices], target: Target
 
 
 def estimate_plan(model: nn.Module, plan: Plan, example: Tensor, target: Target) -> Prices:
-    """What FINN estimates for the network that a plan makes: exported and taken through FINN's steps."""
-    found = estimate_network(transform(model, plan=plan, example_inputs=example), example, target)
+    """What FINN estimates for the network that a plan makes: exported and taken through FINN's steps.
+
+    What does not fit the target's limits is folded for the whole board: how much it takes is to be known too.
+    """
+    network = transform(model, plan=plan, example_inputs=example)
+    try:
+        found = estimate_network(network, example, target)
+    except InfeasibleError:
+        if not target.limits:
+            raise
+        found = estimate_network(network, example, replace(target, limits=None))
     total = found.total
     return {
         "lut": total.lut,
@@ -153,6 +175,10 @@ def plan_within(
             plan, whole = better, found
     why = plan.explain()
     told = f"on {target}, as FINN estimates the whole network; each site with its own hardware"
+    if target.limits:
+        told += (
+            f"; fxfactor finn estimate --limit {' '.join(f'{name}={count}' for name, count in target.limits.items())}"
+        )
     return replace(plan, explanation=replace(why, budget=dict(limits), totals={**why.totals, **whole}, target=told))
 
 

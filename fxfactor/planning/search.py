@@ -132,7 +132,7 @@ def _target(
         return None
     from fxfactor.planning.board import target_of
 
-    return target_of(board, clock_ns, target_fps, budget.cycles, python)
+    return target_of(board, clock_ns, target_fps, budget, python)
 
 
 def _checked(measures: tuple[Measure, ...]) -> tuple[Measure, ...]:

@@ -22,6 +22,7 @@ from fxfactor.planning.board import (
     cheapest_chains,
     estimate_plan,
     price_space,
+    target_of,
 )
 from fxfactor.planning.plans import best_plan
 from fxfactor.planning.sensitivity import measure_errors
@@ -91,6 +92,12 @@ def test_a_target_in_cycles_and_limits_of_a_board() -> None:
     assert limits == {"lut": 26_600, "bram": 280, "dsp": 100, "cycles": 200_000}
 
 
+def test_a_budget_limits_what_folding_may_use() -> None:
+    target = target_of("Pynq-Z2", 10, 500, Budget(lut=0.5, bram=20, bops=0.1), None)
+    assert target == Target("Pynq-Z2", 10, 500, limits={"lut": 26_600, "bram18": 20})
+    assert target_of("Pynq-Z2", 10, 500, Budget(cycles=100_000), None) == Target("Pynq-Z2", 10, 1000)
+
+
 @pytest.mark.finn
 @pytest.mark.parametrize("board", ["ZCU104", pytest.param("Pynq-Z2", marks=pytest.mark.slow)])
 def test_sites_cost_what_finn_estimates_for_them_in_the_whole_network(board: str, tmp_path: Path) -> None:
@@ -132,12 +139,13 @@ def test_a_searched_plan_is_within_the_budget_as_finn_estimates_it() -> None:
     model, images = randomized(ResidualNet(16)), _images()
     settings: dict[str, Any] = {"board": "Pynq-Z2", "target_fps": 20_000, "bits": (2, 8), "measure": "both"}
     roomy = fxfactor.search(model, images, Budget(lut=0.5), **settings)
-    most = 0.9 * roomy.explain().totals["lut"]
-    plan = fxfactor.search(model, images, Budget(lut=round(most)), **settings)
-    assert plan != roomy
+    taken = roomy.explain().totals
+    budget = Budget(lut=round(0.9 * taken["lut"]), dsp=int(taken["dsp"]) + 1, bram=int(taken["bram"]) + 1)
+    plan = fxfactor.search(model, images, budget, **settings)
+    assert plan != roomy  # else other folding alone would have done, with more DSPs or block RAMs
     totals = plan.explain().totals
-    assert totals["lut"] <= most
-    found = estimate_plan(model, plan, images[0][:1], Target("Pynq-Z2", target_fps=20_000))
+    assert all(totals[name] <= limit for name, limit in budget.given().items())
+    found = estimate_plan(model, plan, images[0][:1], target_of("Pynq-Z2", 5, 20_000, budget, None))
     assert {name: totals[name] for name in found} == found
     assert Plan.from_json(plan.to_json()).explain() == plan.explain()
     assert "Pynq-Z2 at 200 MHz and 20,000 frames/s" in str(plan.explain())
@@ -145,26 +153,19 @@ def test_a_searched_plan_is_within_the_budget_as_finn_estimates_it() -> None:
         fxfactor.search(model, images, Budget(cycles=20), **settings)
 
 
-FOLDED_BY_THE_BOARD = (
-    "search folds by shares of the whole board, not of the budget: the larger board then takes more LUTs"
-)
-
-
 @pytest.mark.slow
 @pytest.mark.finn
-@pytest.mark.parametrize(
-    "within", [{"lut": 40_000}, pytest.param(None, marks=pytest.mark.xfail(strict=True, reason=FOLDED_BY_THE_BOARD))]
-)
-def test_for_resnet20_the_answer_differs_by_board(within: dict[str, int] | None, realdata: Any) -> None:
+def test_for_resnet20_the_answer_differs_by_board(realdata: Any) -> None:
     model, images = realdata.cifar_resnet(20).eval(), realdata.cifar10("train")[0][:32]
     graph = fxfactor.capture(model, images[:1]).eval()
     space = space_of(graph, (*range(7), "depthwise"), (2, 3, 4, 5, 6, 8))
     errors = measure_errors(graph, [images], space)
     plans = {}
     for board in ("Pynq-Z2", "ZCU104"):
-        target = Target(board, clock_ns=10, target_fps=3000, limits=within)
+        budget = Budget(lut=40_000)  # as many LUTs for both: what is left differs
+        target = target_of(board, 10, 3000, budget, None)
         priced = price_space(graph, space, target, 8)
-        limits = board_limits(Budget(lut=40_000), priced.whole, target)  # as many LUTs for both: what is left differs
+        limits = board_limits(budget, priced.whole, target)
         plans[board] = best_plan(priced, errors, limits, "both", 8)
     assert plans["Pynq-Z2"] != plans["ZCU104"]
     loss = {board: sum(each.loss for each in plan.explain().layers.values()) for board, plan in plans.items()}
