@@ -28,11 +28,12 @@ from fxfactor.graph.tracing import is_random_drop, silent
 from fxfactor.graph.watching import record
 from fxfactor.passes.legalize_for_finn import LegalizeForFinn
 from fxfactor.pipeline import Pipeline
-from fxfactor.storage.onnx_names import record_sites
+from fxfactor.storage.onnx_names import MARK, record_sites
 
 if TYPE_CHECKING:
-    from qonnx.core.modelwrapper import ModelWrapper
+    import onnx
 
+    from fxfactor.storage.clean_up import Values
 
 TOLERANCE = 1e-5
 """Largest relative difference between the file, executed in qonnx, and the torch model."""
@@ -64,8 +65,8 @@ def export(
 ) -> Exported:
     """Write the network as QONNX, with the shapes of its capture (or of `example_inputs`), as it is in eval mode.
 
-    The file is cleaned up by qonnx, executed by it and compared with `qmodel` on `example_inputs` (normally distributed
-    ones where none are given): a file that differs by more than 1e-5 of the largest output is not left behind.
+    The file is cleaned up as qonnx does it, executed by qonnx and compared with `qmodel` on `example_inputs` (normally
+    distributed ones where none are given): a file that differs by more than 1e-5 of the largest output is not left behind.
     Nothing is rewritten for either target: `fxfactor.finn` takes grouped convolutions as they are and builds each in the
     form that is cheapest on the board. For FINN's own flow, without `fxfactor.finn`, export
     `fxfactor.passes.LegalizeForFinn()(qmodel).graph`, which splits them.
@@ -148,25 +149,24 @@ def _write(graph: GraphModule, inputs: tuple[Tensor, ...], path: Path) -> None:
 
 def _compare(graph: GraphModule, inputs: tuple[Tensor, ...], path: Path) -> tuple[float, int]:
     """Clean up the file, execute it and compare; return the relative difference and the number of rounding ties."""
-    from qonnx.core.modelwrapper import ModelWrapper
-    from qonnx.util.cleanup import cleanup_model
+    import onnx
 
-    raw = ModelWrapper(str(path))
-    named = ModelWrapper(str(path))
-    record_sites(named.model, [str(node.target) for node in graph.graph.nodes if node.op == "call_module"])
-    cleaned = cleanup_model(named)
-    feeds = {info.name: x.numpy() for info, x in zip(_inputs_of(cleaned), inputs, strict=True)}
-    found, ties = _execute(cleaned, feeds), 0
+    from fxfactor.storage.clean_up import clean_up
+
+    model = onnx.load(str(path))
+    record_sites(model, [str(node.target) for node in graph.graph.nodes if node.op == "call_module"])
+    clean_up(model)
+    found, ties = _execute(model, inputs), 0
     difference = relative_difference(found, _outputs(graph, inputs))
     if not difference <= TOLERANCE:
-        found, ties = execute_with_ties(raw, graph, inputs)
+        found, ties = execute_with_ties(model, graph, inputs)
         difference = relative_difference(found, _outputs(graph, inputs))
     if not difference <= TOLERANCE:
         raise ExportError(
             f"the exported file computes something else: relative difference {difference:.2g} on the example input, at "
             f"most {TOLERANCE:g} was required; nothing was written. Please report it with the model"
         )
-    cleaned.save(str(path))
+    onnx.save(model, str(path))
     return difference, ties
 
 
@@ -175,44 +175,49 @@ def _outputs(graph: GraphModule, inputs: tuple[Tensor, ...]) -> list[Any]:
         return tree_leaves(graph(*inputs))
 
 
-def _inputs_of(model: ModelWrapper) -> list[Any]:
-    """The graph inputs that are no initializers: Brevitas lists both."""
+def _feeds(model: onnx.ModelProto, inputs: tuple[Tensor, ...]) -> Values:
+    """The inputs by name; Brevitas lists initializers as inputs too."""
     initializers = {tensor.name for tensor in model.graph.initializer}
-    return [info for info in model.graph.input if info.name not in initializers]
+    infos = [info for info in model.graph.input if info.name not in initializers]
+    return {info.name: x.numpy() for info, x in zip(infos, inputs, strict=True)}
 
 
-def _execute(model: ModelWrapper, feeds: dict[str, np.ndarray]) -> list[Tensor]:
-    from qonnx.core.onnx_exec import execute_onnx
-
-    outputs = execute_onnx(model, feeds)
-    return [torch.from_numpy(np.asarray(outputs[info.name])) for info in model.graph.output]
+def _results(model: onnx.ModelProto, values: Values) -> list[Tensor]:
+    return [torch.from_numpy(np.asarray(values[info.name])) for info in model.graph.output]
 
 
-def execute_with_ties(model: ModelWrapper, graph: GraphModule, inputs: tuple[Tensor, ...]) -> tuple[list[Tensor], int]:
-    """Execute node by node, quantizer by quantizer beside torch; where the two differ by a rounding tie, go torch's way."""
-    from qonnx.core.onnx_exec import execute_node
-    from qonnx.transformation.infer_shapes import InferShapes
-    from qonnx.util.basic import get_preferred_qonnx_opset
+def _execute(model: onnx.ModelProto, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    from fxfactor.storage.clean_up import execute
+
+    values = _feeds(model, inputs)
+    for _ in execute(model, values):
+        pass
+    return _results(model, values)
+
+
+def execute_with_ties(
+    model: onnx.ModelProto, graph: GraphModule, inputs: tuple[Tensor, ...]
+) -> tuple[list[Tensor], int]:
+    """Execute node by node, quantizer by quantizer beside torch; where the two differ by a rounding tie, go torch's way.
+
+    `model`: cleaned up (`fxfactor.storage.clean_up`).
+    """
+    from fxfactor.storage.clean_up import execute
 
     quantizers = [node for node in graph.graph.nodes if is_quantizer(module_of(node))]
     with torch.no_grad():
-        _, values = record(graph, inputs, quantizers)
-    quantized = [value.numpy() for value in values.values()]
-    model = model.transform(InferShapes())
-    context = model.make_empty_exec_context()
+        _, recorded = record(graph, inputs, quantizers)
+    quantized = [value.numpy() for value in recorded.values()]
     constants = {tensor.name for tensor in model.graph.initializer}
-    for info, x in zip(_inputs_of(model), inputs, strict=True):
-        context[info.name] = x.numpy()
-    opsets = model.get_opset_imports()
     ties = 0
-    for node in model.graph.node:
-        execute_node(node, context, model.graph, opsets.get(node.domain, get_preferred_qonnx_opset()))
+    values = _feeds(model, inputs)
+    for node in execute(model, values):
         if all(name in constants for name in node.input):
             constants.update(node.output)
         if node.op_type == "Quant" and node.input[0] not in constants:
-            wanted = _take_closest(quantized, context[node.output[0]])
-            ties += settle_ties(node, context, wanted)
-    return [torch.from_numpy(np.asarray(context[info.name])) for info in model.graph.output], ties
+            wanted = _take_closest(quantized, values[node.output[0]])
+            ties += settle_ties(node, values, wanted)
+    return _results(model, values), ties
 
 
 def _take_closest(candidates: list[np.ndarray], found: np.ndarray) -> np.ndarray:
@@ -229,8 +234,9 @@ def settle_ties(node: Any, context: dict[str, np.ndarray], wanted: np.ndarray) -
     from_middle = np.abs(np.abs(steps - np.floor(steps)) - 0.5)
     if len(from_middle) and from_middle.max() > _TIE:
         raise ExportError(
-            f"the exported file computes something else from {node.name!r} on: {len(from_middle)} activations of "
-            f"{found.size} get another level than in torch; nothing was written. Please report it with the model"
+            f"the exported file computes something else from {node.doc_string.removeprefix(MARK) or node.name} on: "
+            f"{len(from_middle)} activations of {found.size} get another level than in torch; nothing was written. "
+            "Please report it with the model"
         )
     context[node.output[0]] = wanted.astype(np.float32)
     return len(from_middle)

@@ -25,6 +25,7 @@ from fxfactor.graph.compare import random_inputs
 from fxfactor.passes import LegalizeForFinn
 from fxfactor.quantization.brevitas_layers import is_signed, set_limit
 from fxfactor.storage import qonnx as exporting
+from fxfactor.storage.clean_up import clean_up
 
 IMAGES = (1, 3, 16, 16)
 
@@ -148,9 +149,7 @@ def test_a_file_whose_activations_differ_is_not_left_behind(tmp_path, monkeypatc
         write(other, inputs, path, **options)
 
     monkeypatch.setattr(exporting, "write_qonnx", write_another)
-    with pytest.raises(
-        ExportError, match=r"something else from '/stem\.2/.*' on: \d+ activations of 4096 get another level"
-    ):
+    with pytest.raises(ExportError, match=r"something else from stem\.2 on: \d+ activations of 4096 get another level"):
         export(ready(ResidualNet()), tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
 
@@ -171,7 +170,9 @@ def test_execution_beside_torch_gives_the_same_without_ties(tmp_path):
     graph = ready(ResidualNet()).eval()
     images = torch.randn(IMAGES)
     exporting.write_qonnx(graph, (images,), tmp_path / "model.onnx")
-    (found,), ties = exporting.execute_with_ties(ModelWrapper(str(tmp_path / "model.onnx")), graph, (images,))
+    model = onnx.load(str(tmp_path / "model.onnx"))
+    clean_up(model)
+    (found,), ties = exporting.execute_with_ties(model, graph, (images,))
     with torch.no_grad():
         wanted = graph(images)
     assert ties == 0
@@ -180,7 +181,7 @@ def test_execution_beside_torch_gives_the_same_without_ties(tmp_path):
 
 def quant_node(values: list[float], found: list[float], scale: float) -> tuple[SimpleNamespace, dict[str, np.ndarray]]:
     context = {"x": np.float32(values), "scale": np.float32(scale), "y": np.float32(found)}
-    return SimpleNamespace(name="Quant_7", input=["x", "scale"], output=["y"]), context
+    return SimpleNamespace(name="Quant_7", doc_string="", input=["x", "scale"], output=["y"]), context
 
 
 def test_a_rounding_tie_is_settled_for_torch():
@@ -192,7 +193,7 @@ def test_a_rounding_tie_is_settled_for_torch():
 
 def test_another_level_far_from_a_tie_is_a_defect():
     node, context = quant_node([0.125, 0.3], [0.0, 0.25], scale=0.25)
-    with pytest.raises(ExportError, match="from 'Quant_7' on: 1 activations of 2 get another level than in torch"):
+    with pytest.raises(ExportError, match="from Quant_7 on: 1 activations of 2 get another level than in torch"):
         exporting.settle_ties(node, context, np.float32([0.0, 0.5]))
 
 
