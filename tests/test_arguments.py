@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import inspect
+import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +19,7 @@ from torch.fx import GraphModule
 import fxfactor
 from fxfactor.arguments import checked, described, fits
 from fxfactor.errors import FinnError, FxfactorError, PreconditionError
+from fxfactor.finn.process import start
 
 WRONG: tuple[Any, ...] = (
     *(None, 5, -1, 0, 3.7, float("nan"), float("inf"), 10**12, True),
@@ -124,6 +127,28 @@ def test_a_wrong_argument_is_named(
             assert said is None or parameter.name in said, f"{name}({parameter.name}={value!r}): {said}"
     assert all(torch.equal(value, before[key]) for key, value in given["model"].state_dict().items())
     assert not given["model"].training
+
+
+@pytest.mark.parametrize("name", ["check", "estimate", "legalize", "prepare", "reference", "simulate", "synthesize"])
+def test_a_wrong_argument_of_the_hand_over_is_named(
+    name: str, given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As above; where all is right FINN would be started, and an error of ours stands for it."""
+    monkeypatch.chdir(tmp_path)
+
+    def started(*args: Any, **options: Any) -> None:
+        raise FinnError("started")
+
+    monkeypatch.setattr(start, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": started}))
+    file = tmp_path / "model.onnx"
+    fxfactor.export(given["qmodel"], file, target="finn")
+    right = {**given, "model": file, "file": file, "folder": tmp_path / "build", "example_inputs": given["images"][:1]}
+    wrong = [*WRONG, ([1], [2]), (torch.zeros(1, 3, 8, 8), torch.zeros(1, 2)), {"lut": 1}, {"lut": -1}, {"luts": 3}]
+    for parameter in inspect.signature(getattr(fxfactor.finn, name)).parameters.values():
+        for value in wrong:
+            said = _said(f"finn.{name}", parameter.name, value, right)
+            assert said is None or parameter.name in said, f"{name}({parameter.name}={value!r}): {said}"
+    assert {each.name for each in tmp_path.iterdir()} <= {"model.onnx", "x"}  # cache="x" is a folder to keep
 
 
 def _said(name: str, wrong: str, value: Any, given: Mapping[str, Any]) -> str | None:

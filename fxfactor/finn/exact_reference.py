@@ -12,7 +12,8 @@ from torch.fx import GraphModule, Interpreter
 from torch.nn import functional as F
 
 from fxfactor.arguments import checked
-from fxfactor.graph.questions import TRANSPOSED, is_quantizer
+from fxfactor.errors import PreconditionError
+from fxfactor.graph.questions import TRANSPOSED, is_quantizer, placeholders, shape_of
 from fxfactor.quantization.brevitas_layers import is_quantized_layer, is_signed, quantizer_bits
 from fxfactor.quantization.levels import integer_range, round_to_levels
 
@@ -27,7 +28,15 @@ def reference(qmodel: GraphModule, images: Tensor) -> Any:
     a whole level: on ResNet-50 a few of a million activations per image. Integers know no such noise. So layers and
     activations are evaluated in float64 here, while weights, scales and batch norm parameters keep the float32 values
     that are exported. Give the result to `fxfactor.finn.estimate(verify=(images, reference(qmodel, images)))`.
+
+    Raises PreconditionError where `images` are none, or have other channels than the network's.
     """
+    shape = shape_of(placeholders(qmodel)[0])
+    if not len(images) or images.dim() != len(shape) or images.shape[1] != shape[1]:
+        raise PreconditionError(
+            f"required: images of shape (N, {', '.join(map(str, shape[1:]))}); found: {tuple(images.shape)}; give some that "
+            "the network takes"
+        )
     graph = copy.deepcopy(qmodel).eval().cpu().float()
     run = _Float64(graph)
     outputs = [run.run(image[None].cpu().double()) for image in images]

@@ -152,9 +152,14 @@ def load_images(verify: Any, count: int = 1) -> tuple[Array, list[Array]]:
         names = ("x", "y", *(f"y{index}" for index in range(1, count)))
         given: tuple[Any, ...] = read_arrays(path, names, "images and outputs to verify with")
     else:
+        if not isinstance(verify, tuple | list) or len(verify) < 2:
+            raise FinnError(
+                f'required: verify=(images, outputs) or an .npz file with arrays "x" and "y"; found: {type(verify).__name__}; '
+                "give verify=(images, model(images))"
+            )
         several = len(verify) == 2 and isinstance(verify[1], tuple | list)
         given = (verify[0], *verify[1]) if several else tuple(verify)
-    arrays = [each.detach().cpu().numpy() if hasattr(each, "detach") else np.asarray(each) for each in given]
+    arrays = [as_array(each, "verify=(images, outputs)") for each in given]
     lengths = [len(each) for each in arrays]
     if len(arrays) != 1 + count or len(set(lengths)) > 1 or not lengths[0]:
         wanted = "outputs" if count == 1 else f"{count} outputs, each of them"
@@ -163,6 +168,19 @@ def load_images(verify: Any, count: int = 1) -> tuple[Array, list[Array]]:
         )
     images, *outputs = (each.astype(np.float32) for each in arrays)
     return images, outputs
+
+
+def as_array(values: Any, what: str) -> NDArray[Any]:
+    """Numbers in a tensor or an array of one dimension or more. Raises FinnError on anything else."""
+    try:
+        array = values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
+    except ValueError:  # of rows that differ in length
+        array = np.asarray(None)
+    if array.ndim == 0 or array.dtype.kind not in "biuf":
+        raise FinnError(
+            f"required: {what}, tensors or arrays of numbers, the batch first; found: {type(values).__name__}; see its help()"
+        )
+    return array
 
 
 def load_array(file: str | Path) -> Array:

@@ -19,7 +19,7 @@ from fxfactor.errors import FinnError
 from fxfactor.finn.commands import Commands
 from fxfactor.finn.estimation import Job, Outcome, Progress, site_in
 from fxfactor.finn.integer.forms import Form
-from fxfactor.finn.process.load import IntegerNetwork, load_integers
+from fxfactor.finn.process.load import IntegerNetwork, as_array, load_integers
 from fxfactor.finn.simulation.compiling import Built, Compiler
 from fxfactor.finn.simulation.design import Design, Layer, design_of
 from fxfactor.finn.simulation.result import Difference, SimulatedLayer, SimulatedStream, Simulation
@@ -135,7 +135,7 @@ def _sites(outcome: Outcome, design: Design) -> dict[str, str]:
 
 def _integer_images(images: Any, network: IntegerNetwork) -> NDArray[Any]:
     """Images (N, C, H, W) as integers (at least 3, H, W, C). Raises FinnError where the shape is not the network's."""
-    array = images.detach().cpu().numpy() if hasattr(images, "detach") else np.asarray(images)
+    array = as_array(images, "images")
     shape = tuple(network.notes["input"]["shape"][1:])
     if array.shape[1:] != shape or not len(array):
         raise FinnError(
