@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.utils._pytree import tree_leaves
 
 from fxfactor.errors import CaptureError, GraphError, PreconditionError
-from fxfactor.graph.example_inputs import accepted, as_tuple, candidates, cannot_infer, runs
+from fxfactor.graph.example_inputs import accepted, as_tuple, candidates, cannot_infer, runs, why_not
 from fxfactor.graph.faithful import Verdict, evaluate, first_line, has_its_mode_baked_in
 from fxfactor.graph.faithful import compare as compared
 from fxfactor.graph.guards import fix_shapes
@@ -27,7 +28,7 @@ from fxfactor.graph.normal_form import check_graph, finish, restore_training
 from fxfactor.graph.normalize import drop_idle, normalize
 from fxfactor.graph.questions import placeholders, shape_of
 from fxfactor.graph.refusals import inner_model, refuse_unready
-from fxfactor.graph.tracing import trace_concrete, trace_export, trace_symbolic
+from fxfactor.graph.tracing import silent, trace_concrete, trace_export, trace_symbolic
 
 ASSUMED = "fxfactor.assumed_input"
 """Key of `graph.meta` that is True where the input's size was inferred and not given."""
@@ -151,9 +152,16 @@ def _attempts(model: nn.Module, inputs: tuple[Any, ...] | None, refusals: list[s
         else:
             yield _Attempt(way, graph, known, compared(model, graph, known))
     known = inputs if inputs is not None else accepted(model)
+    if (misfit := why_not(model, known)) is not None:
+        shapes = ", ".join("×".join(map(str, x.shape)) for x in tree_leaves(known) if isinstance(x, Tensor))
+        raise PreconditionError(
+            f"example inputs of shape {shapes} do not fit the network, {type(model).__name__} itself raises "
+            f"{first_line(misfit)}. Pass example_inputs of a shape that its forward takes"
+        )
     for way, trace in (("tracing with known shapes", trace_concrete), ("torch.export", trace_export)):
         try:
-            graph = trace(_working_copy(model, bool(hooked)), known)
+            with silent():
+                graph = trace(_working_copy(model, bool(hooked)), known)
         except Exception as error:  # as above
             refusals.append(f"{way}: {first_line(error)}")
             continue

@@ -69,9 +69,14 @@ def cannot_infer(model: nn.Module, reason: Exception | None) -> PreconditionErro
 
 def runs(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
     """Whether the model takes these inputs in eval."""
+    return why_not(model, inputs) is None
+
+
+def why_not(model: nn.Module, inputs: tuple[Any, ...]) -> Exception | None:
+    """What the model raises on these inputs in eval; None where it takes them."""
     try:
         with torch.no_grad():
             copy.deepcopy(model).eval()(*inputs)
-    except Exception:  # whatever the user's code raises on a shape it is not made for
-        return False
-    return True
+    except Exception as error:  # whatever the user's code raises on a shape it is not made for
+        return error
+    return None

@@ -302,16 +302,13 @@ def _limit_time(model: nn.Module, ends: float) -> None:
 
 
 def trace_export(model: nn.Module, inputs: tuple[Any, ...]) -> GraphModule:
-    """torch.export with an open batch size where the network allows it, as a flat graph of ATen operators.
-
-    What torch prints meanwhile goes nowhere; what it raises says enough.
-    """
+    """torch.export with an open batch size where the network allows it, as a flat graph of ATen operators."""
     drops = _mark_random_drops(model)
     _limit_time(model, time.monotonic() + EXPORT_SECONDS)
     # export takes a size of 1 for a constant, so it sees the inputs twice along the batch
     inputs = pytree.tree_map_only(Tensor, lambda x: torch.cat([x, x]) if x.dim() and x.shape[0] == 1 else x, inputs)
     dynamic = tuple({0: torch.export.Dim.AUTO} if isinstance(x, Tensor) and x.dim() else None for x in inputs)
-    with torch.no_grad(), silent():
+    with torch.no_grad():
         exported = torch.export.export(model, inputs, dynamic_shapes=dynamic, strict=False)
         module = exported.module()
     output = next(node for node in module.graph.nodes if node.op == "output")
@@ -333,10 +330,14 @@ def trace_export(model: nn.Module, inputs: tuple[Any, ...]) -> GraphModule:
     return GraphModule(module, module.graph, type(model).__name__)
 
 
+_TALKATIVE = ("torch.fx.experimental.symbolic_shapes", "torch.export", "torch._subclasses.fake_tensor")
+"""Loggers that tell at length what is raised anyway."""
+
+
 @contextmanager
 def silent() -> Iterator[None]:
     """What exporters dump on the terminal where they fail goes nowhere: their errors say enough."""
-    loggers = [logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", "torch.export")]
+    loggers = [logging.getLogger(name) for name in _TALKATIVE]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)

@@ -91,8 +91,8 @@ class Plan:
         for name, site in sites(graph).items():
             conv = site.modules[0]
             groups, mid = (conv.groups, conv.out_channels) if site.factorized else (None, None)
-            read = [bits_of(input_quantizer(call[0])) for call in site.calls]
-            # of several quantizers the least: more bits than the layer asked for come from what else reads one
+            read = [bits_of(input_quantizer(node)) for call in site.calls for node in call]
+            # of several quantizers, also between factors, the least: more bits come from what else reads one
             bits = min((each for each in read if each is not None), default=None)
             layers[name] = LayerPlan(groups, mid, weight_bits_of(conv), bits)
         return cls(layers, _join_bits(graph))

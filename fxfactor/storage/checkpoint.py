@@ -19,9 +19,10 @@ from fxfactor.arguments import checked
 from fxfactor.errors import PreconditionError
 from fxfactor.files import new_folder, recover, require_place_for_folder
 from fxfactor.graph.capture import ASSUMED, capture
-from fxfactor.graph.questions import placeholders, shape_of
+from fxfactor.graph.questions import is_quantizer, placeholders, shape_of
 from fxfactor.pipeline import HISTORY, Change, Pipeline, Skip
 from fxfactor.plan.plan import Plan
+from fxfactor.quantization.brevitas_layers import bits_of
 
 WEIGHTS, PLAN, ABOUT = "model.safetensors", "plan.json", "fxfactor"
 SAVING = "saving the network"
@@ -48,6 +49,7 @@ def save(qmodel: GraphModule, folder: str | Path, source: str | None = None) -> 
         "source": source,
         "input_assumed": bool(qmodel.meta.get(ASSUMED)),
         "input_shapes": [list(shape_of(node)) for node in placeholders(qmodel)],
+        "bits": _bits(qmodel),
         "history": [{"kind": type(record).__name__, **asdict(record)} for record in qmodel.meta.get(HISTORY, ())],
     }
     with new_folder(folder, SAVING, marker=PLAN) as new:
@@ -77,6 +79,7 @@ def load(folder: str | Path, model: nn.Module) -> GraphModule:
         captured = capture(model, inputs, compare=False)
         plan.require_fits(captured)
         graph = Pipeline(*plan_passes(plan, fit=False))(captured).graph
+        _require_bits(about["bits"], graph, folder)
         graph.meta[ASSUMED] = about["input_assumed"]
         graph.meta[HISTORY] = tuple(_record(entry) for entry in about["history"])
     _require_kinds(state, graph, folder)
@@ -91,7 +94,7 @@ def load(folder: str | Path, model: nn.Module) -> GraphModule:
 
 
 def read_about(folder: str | Path) -> dict[str, Any]:
-    """What `save` noted beside the weights: source, input_assumed, input_shapes, history.
+    """What `save` noted beside the weights: source, input_assumed, input_shapes, bits, history.
 
     Nothing that it names is imported. Raises PreconditionError where the folder is not one of ours or is damaged.
     """
@@ -136,6 +139,8 @@ def _require_sound(about: dict[str, Any]) -> None:
             raise ValueError(f"an input shape must be a list of positive ints, found {shape!r}")
         if math.prod(shape) > MOST_ELEMENTS:
             raise ValueError(f"an input of shape {shape} has more than {MOST_ELEMENTS:,} numbers")
+    if not all(bits is None or type(bits) is int for bits in about["bits"].values()):
+        raise ValueError("bits must be ints or null")
     for entry in about["history"]:
         record = asdict(_record(entry))
         texts = [record["site"], *record.get("into", ()), record.get("reason", "")]
@@ -170,6 +175,22 @@ def _require_kinds(state: dict[str, torch.Tensor], graph: GraphModule, folder: s
             raise PreconditionError(
                 f"the weights in {str(folder)!r} do not fit: {name!r} must be {_name(wanted[name])}, found {_name(tensor)}; "
                 "pass a folder from fxfactor.save"
+            )
+
+
+def _bits(graph: GraphModule) -> dict[str, int | None]:
+    """Bits of every quantizer of activations, by path."""
+    return {path: bits_of(module) for path, module in graph.named_modules() if is_quantizer(module)}
+
+
+def _require_bits(wanted: dict[str, int | None], graph: GraphModule, folder: str | Path) -> None:
+    """Raise PreconditionError where the plan gives a quantizer other bits than it had: nothing else would tell."""
+    found = _bits(graph)
+    for path in {**wanted, **found}:
+        if wanted.get(path) != found.get(path):
+            raise PreconditionError(
+                f"{path!r} has {wanted.get(path)} bits in {str(folder)!r} and {found.get(path)} as its plan gives them: it was "
+                "changed by other passes; pass a graph that went through the same ones"
             )
 
 

@@ -84,6 +84,24 @@ def test_the_new_weight_norm_is_taken():
     assert difference_in_float64(fxfactor.capture(model, X), model, SHAPE) < 1e-6
 
 
+def test_inputs_that_the_model_itself_refuses_are_the_cause(capfd: pytest.CaptureFixture[str]):
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.conv(x)
+            for _ in range(6 if x.shape[1] == 3 else 0):
+                x = nn.functional.max_pool2d(x, 2)
+            return x
+
+    wanted = r"1×3×16×16 do not fit the network, Deep itself raises RuntimeError: Given input size.*of a shape that"
+    with pytest.raises(PreconditionError, match=wanted):
+        fxfactor.capture(Deep(), torch.randn(1, 3, 16, 16))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_control_flow_on_values_prints_nothing(capfd: pytest.CaptureFixture[str]):
     class OnValues(Small):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -8,13 +8,17 @@ import os
 import pytest
 import torch
 from networks import Lambda, ResidualNet, randomized
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 from torch.fx import GraphModule
 
 import fxfactor
 from fxfactor import LayerPlan, Plan, PreconditionError, capture, load, save, summary, transform
+from fxfactor.graph import is_quantizer
 from fxfactor.passes import FoldBatchNorm, Quantize
 from fxfactor.pipeline import HISTORY, Pipeline
+from fxfactor.quantization.brevitas_layers import bits_of
 
 IMAGES = (2, 3, 16, 16)
 
@@ -37,6 +41,45 @@ def test_what_was_saved_comes_back_bit_by_bit(tmp_path, level, bits):
     assert Plan.of(again) == Plan.of(graph)
     assert again.meta[HISTORY] == graph.meta[HISTORY]
     assert str(summary(again, show=False)) == str(summary(graph, show=False))
+
+
+class SkipBehindReLU(nn.Module):
+    """The first factorized layer reads a tensor that the last layer reads too, which asks for more bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.last = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.Conv2d(16, 4, 3, padding=1),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x).relu()
+        return self.last(torch.cat([x, self.inner(x).relu()], 1))
+
+
+def test_between_factors_are_the_bits_that_the_layer_asked_for(tmp_path):
+    model, images = randomized(SkipBehindReLU()), torch.randn(IMAGES)
+    graph = transform(model, level=1, bits=4, example_inputs=images)
+    bits = {path: bits_of(module) for path, module in graph.named_modules() if is_quantizer(module)}
+    assert bits["inner.spatial_quant"] == 4 and bits["x_quant"] == 8
+    assert Plan.of(graph).layers["inner"].activation_bits == 4
+    again = load(save(graph, tmp_path / "net"), model)
+    assert torch.equal(again.eval()(images), graph.eval()(images))
+
+
+def test_bits_that_the_plan_does_not_give_are_refused(tmp_path):
+    graph = transformed()
+    save(graph, tmp_path / "net")
+    with safe_open(tmp_path / "net" / "model.safetensors", "pt") as file:
+        about = json.loads(file.metadata()["fxfactor"])
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it has no items)
+    path = next(iter(about["bits"]))
+    about["bits"][path] = 7
+    save_file(state, tmp_path / "net" / "model.safetensors", metadata={"fxfactor": json.dumps(about)})
+    with pytest.raises(PreconditionError, match=rf"'{path}' has 7 bits in '.*' and 4 as its plan gives them"):
+        load(tmp_path / "net", ResidualNet())
 
 
 def test_whether_the_shape_was_assumed_is_kept(tmp_path):
