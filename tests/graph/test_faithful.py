@@ -123,6 +123,20 @@ def test_a_size_that_is_read_is_checked_in_every_call():
         transformed(torch.zeros(2, 3, 12, 12))
 
 
+def test_larger_sizes_are_tried_where_smaller_ones_do_not_run():
+    class PoolsMuch(ReadsSize):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(nn.functional.avg_pool2d(x, 40, 1))
+
+    images = torch.randn(2, 3, 64, 64)
+    model = PoolsMuch().eval()
+    with pytest.raises(RuntimeError):
+        model(images[..., :32, :32])
+    graph = fxfactor.capture(model, images)
+    with pytest.raises(PreconditionError, match=r"'x' must be of shape any×3×64×64, found 2×3×96×96"):
+        graph(torch.zeros(2, 3, 96, 96))
+
+
 def test_hooks_that_change_something_become_part_of_the_graph():
     on_layer, on_root = Small().eval(), Small().eval()
     on_layer.b.register_forward_hook(lambda module, arguments, output: output * 2)
