@@ -96,7 +96,6 @@ MONAI: dict[str, dict[str, Any]] = {
     "BasicUNet": {"spatial_dims": 2, "in_channels": 3, "out_channels": 2},
     "BasicUNetPlusPlus": {"spatial_dims": 2, "in_channels": 3, "out_channels": 2},
     "FlexibleUNet": {"in_channels": 3, "out_channels": 2, "backbone": "efficientnet-b0"},
-    "VNet": {"spatial_dims": 2, "in_channels": 3, "out_channels": 2},
     "HighResNet": {"spatial_dims": 2, "in_channels": 3, "out_channels": 2},
     "DenseNet121": {"spatial_dims": 2, "in_channels": 3, "out_channels": 10},
     "SEResNet50": {"spatial_dims": 2, "in_channels": 3, "num_classes": 10},
@@ -105,7 +104,6 @@ MONAI: dict[str, dict[str, Any]] = {
     "DynUNet": {"spatial_dims": 2, "in_channels": 3, "out_channels": 2, "kernel_size": [3, 3, 3], "strides": [1, 2, 2],
                 "upsample_kernel_size": [2, 2]},
     "SwinUNETR": {"in_channels": 3, "out_channels": 2, "spatial_dims": 2, "feature_size": 12},
-    "UNETR": {"in_channels": 3, "out_channels": 2, "img_size": 96, "spatial_dims": 2},
 }  # fmt: skip
 OTHERS: dict[str, tuple[str, ...]] = {
     "geffnet": ("efficientnet_lite0", "mixnet_s", "mobilenetv3_rw", "fbnetc_100", "spnasnet_100", "mnasnet_b1"),
@@ -122,8 +120,9 @@ def from_packages() -> Iterator[Network]:
     """Fifty and some networks of other packages."""
     for name in SEGMENTATION:
         encoder = "mobilenet_v2" if name in ("Unet", "FPN", "Linknet") else "resnet18"
+        size = 128 if name == "PAN" else 96  # which pools more than the others
         yield f"smp {name}, {encoder}", lambda name=name, encoder=encoder: _made(
-            "segmentation_models_pytorch", name, encoder_name=encoder, encoder_weights=None), (1, 3, 96, 96)  # fmt: skip
+            "segmentation_models_pytorch", name, encoder_name=encoder, encoder_weights=None), (1, 3, size, size)  # fmt: skip
     for name, options in MONAI.items():
         shape = (1, 3, 96, 96)
         yield f"monai {name}", lambda name=name, options=options: _made("monai.networks.nets", name, **options), shape

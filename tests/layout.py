@@ -36,10 +36,6 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
         "tests/cli/test_app.py tests/cli/test_cli_explore.py",
         "what options say is seen where commands take them",
     ),
-    "fxfactor/cli/finn.py": (
-        "tests/finn/test_runner.py tests/finn/test_prepare.py tests/finn/test_simulation_flow.py",
-        "needs finn-plus, as all in tests/finn",
-    ),
     "fxfactor/compression/run.py": ("tests/compression/test_compress.py", "what happens in a call of compress"),
     "fxfactor/compression/state_file.py": (
         "tests/compression/test_compress.py",

@@ -129,7 +129,9 @@ def test_a_wrong_argument_is_named(
     assert not given["model"].training
 
 
-@pytest.mark.parametrize("name", ["check", "estimate", "legalize", "prepare", "reference", "simulate", "synthesize"])
+@pytest.mark.parametrize(
+    "name", ["check", "compare", "estimate", "legalize", "prepare", "reference", "simulate", "synthesize"]
+)
 def test_a_wrong_argument_of_the_hand_over_is_named(
     name: str, given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +145,8 @@ def test_a_wrong_argument_of_the_hand_over_is_named(
     file = tmp_path / "model.onnx"
     fxfactor.export(given["qmodel"], file, target="finn")
     right = {**given, "model": file, "file": file, "folder": tmp_path / "build", "example_inputs": given["images"][:1]}
+    if name == "compare":
+        right["model"] = given["qmodel"]
     wrong = [*WRONG, ([1], [2]), (torch.zeros(1, 3, 8, 8), torch.zeros(1, 2)), {"lut": 1}, {"lut": -1}, {"luts": 3}]
     for parameter in inspect.signature(getattr(fxfactor.finn, name)).parameters.values():
         for value in wrong:

@@ -1,4 +1,4 @@
-"""`fxfactor finn check | estimate | prepare | simulate | synthesize`."""
+"""`fxfactor finn check | compare | estimate | prepare | simulate | synthesize`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from fxfactor.cli.options import BOARD, ClockNs, Limit, Python, parse_limits
+from fxfactor.cli.options import BOARD, ClockNs, Limit, Model, Pretrained, Python, TrustSource, Weights, parse_limits
 from fxfactor.cli.output import Json, command, show_json
 
 app = typer.Typer(help="From a QONNX file to what it costs on an FPGA.", no_args_is_help=True)
@@ -195,6 +195,49 @@ def synthesize(
     }
     options |= {"python": python, "timeout_s": timeout_s, "cache": cache}
     result = _watched(run, file, board, _frames(target_fps), clock_ns, **options)
+    if as_json:
+        print(result.to_json())
+    else:
+        Console().print(result)
+
+
+@app.command()
+@command
+def compare(
+    network: Annotated[
+        str, typer.Argument(help="What FILE was exported from: a saved folder, or a network named as for transform")
+    ],
+    file: File,
+    images: Annotated[Path, typer.Argument(help=".npy file with images (N, C, H, W), as the network takes them")],
+    max_images: Annotated[int, typer.Option(min=1, help="So many of them, at most.")] = 8,
+    weights: Weights = None,
+    pretrained: Pretrained = False,
+    model: Model = None,
+    trust_source: TrustSource = False,
+    finn: Annotated[bool, typer.Option(help="Also take FILE through FINN's steps, executed after each.")] = False,
+    board: Annotated[str, BOARD] = "ZCU104",
+    python: Python = None,
+    as_json: Json = False,
+) -> None:
+    """Where is my accuracy lost? PyTorch, FILE and integers (and FINN's graph) layer by layer, and where they part first.
+
+    With the original network in floating point the errors say what each layer lost by quantization and factorization.
+
+    [bold]Examples[/]
+
+      fxfactor finn compare small-l3 small.onnx images.npy --model my.nets:small
+
+      fxfactor finn compare my.nets:small small.onnx images.npy --weights small.pth --finn
+    """
+    from fxfactor.cli.networks import named_model
+    from fxfactor.cli.saved import Naming, is_saved
+    from fxfactor.finn.comparison import compare as run
+    from fxfactor.finn.process.load import load_array
+
+    naming = Naming(model, trust_source, weights, pretrained)
+    found = naming.load(network) if is_saved(network) else named_model(network, weights, pretrained=pretrained)
+    settings: dict[str, Any] = {"board": board, "python": python}
+    result = run(found, file, load_array(images)[:max_images], finn=finn, settings=settings)
     if as_json:
         print(result.to_json())
     else:

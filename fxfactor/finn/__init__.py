@@ -1,4 +1,4 @@
-"""From a QONNX file to what it costs on an FPGA, with FINN: `check`, `estimate`, `prepare`, `simulate`, `synthesize`.
+"""From a QONNX file to what it costs on an FPGA, with FINN: `check`, `compare`, `estimate`, `prepare`, `simulate`, `synthesize`.
 
 Importing this needs neither FINN nor a look at it; finn-plus is started in a process of its own when it is used.
 """
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fxfactor.finn.boards import BOARDS, Resources
     from fxfactor.finn.checking import check
+    from fxfactor.finn.comparison import Comparison, compare
     from fxfactor.finn.estimation import estimate
     from fxfactor.finn.exact_reference import reference
     from fxfactor.finn.preparation import Prepared, prepare
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _HOME_OF = {
     "BOARDS": "finn.boards",
+    "Comparison": "finn.comparison",
     "Estimate": "finn.result",
     "Finding": "finn.rules",
     "HardwareLayer": "finn.result",
@@ -32,6 +34,7 @@ _HOME_OF = {
     "Step": "finn.result",
     "Synthesis": "finn.synthesis.result",
     "check": "finn.checking",
+    "compare": "finn.comparison",
     "estimate": "finn.estimation",
     "legalize": "storage.qonnx",
     "prepare": "finn.preparation",
@@ -42,6 +45,7 @@ _HOME_OF = {
 
 __all__ = [
     "BOARDS",
+    "Comparison",
     "Estimate",
     "Finding",
     "HardwareLayer",
@@ -51,6 +55,7 @@ __all__ = [
     "Step",
     "Synthesis",
     "check",
+    "compare",
     "estimate",
     "legalize",
     "prepare",

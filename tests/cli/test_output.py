@@ -38,7 +38,7 @@ def test_quiet_prints_results_and_warnings_only(capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     "command",
     [[], ["transform"], ["plan"], ["summary"], ["export"], ["evaluate"], ["finetune"], ["distributions"], ["report"],
-     ["explore"], ["search"], ["finn"], ["finn", "check"], ["finn", "estimate"], ["finn", "prepare"]],
+     ["explore"], ["search"], ["finn"], ["finn", "check"], ["finn", "compare"], ["finn", "estimate"], ["finn", "prepare"]],
     ids=" ".join,
 )  # fmt: skip
 def test_every_command_has_a_short_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,8 +14,8 @@ quantized biases, and rounding down or up.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -52,13 +52,15 @@ class Interpretation:
     """The network in integers, or why there is none: `model` is None where a finding blocks.
 
     `grouped`: the grouped convolutions, `staircases`: the quantizers that one multiplication could take the place of (where
-    the choices ask to look), both in the order of execution.
+    the choices ask to look), both in the order of execution. `quantized`: what each quantizer of activations gives, by the
+    name of its tensor in the QONNX model.
     """
 
     model: onnx.ModelProto | None
     findings: tuple[Finding, ...]
     grouped: tuple[GroupedConvolution, ...] = ()
     staircases: tuple[Staircase, ...] = ()
+    quantized: Mapping[str, Stream] = field(default_factory=dict)
 
 
 def interpret(model: onnx.ModelProto, choices: Choices = DEFAULT) -> Interpretation:
@@ -101,10 +103,17 @@ class _Interpreter:
                     tuple(self.context.findings),
                     tuple(self.context.grouped),
                     tuple(self.context.staircases),
+                    self._quantized(),
                 )
             except Broken as broken:
                 self.context.report("output", broken)
         return Interpretation(None, tuple(self.context.findings))
+
+    def _quantized(self) -> dict[str, Stream]:
+        outputs = (
+            (node.output[0], self.values[node.output[0]]) for node in self.graph.node if node.op_type in QUANTIZERS
+        )
+        return {name: value for name, value in outputs if isinstance(value, Stream)}
 
     def _visit(self, node: onnx.NodeProto) -> None:
         inputs = [self.values.get(name) if name else None for name in node.input]

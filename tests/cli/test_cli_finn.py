@@ -1,0 +1,28 @@
+"""`fxfactor finn compare`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_helpers import SMALL, error_of, run
+
+
+def test_where_accuracy_is_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, file, images = (str(tmp_path / name) for name in ("small", "small.onnx", "images.npy"))
+    np.save(images, np.random.default_rng(0).normal(size=(9, 3, 16, 16)).astype(np.float32))
+    assert run("transform", *SMALL, "--level", "1", "--bits", "4", "-o", folder) == 0
+    assert run("export", folder, file, "--model", "cli_nets:small", "--target", "finn") == 0
+    capsys.readouterr()
+    assert run("finn", "compare", folder, file, images, "--model", "cli_nets:small", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"] == 8
+    assert "PyTorch and the file give the same at all" in found["findings"][0]
+    assert run("finn", "compare", "cli_nets:small", file, images, "--max-images", "1") == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "small.onnx, 1 image " in out
+    assert "grows most at" in out
+    said = error_of(capsys, "finn", "compare", folder, file, folder, "--model", "cli_nets:small")
+    assert "required: an .npy file with images" in " ".join(said.split())
