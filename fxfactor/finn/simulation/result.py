@@ -212,7 +212,7 @@ class Simulation:
                 f"{self.estimated_fps:,.0f} ({more:+.1%}). Latency {self.latency_ms:.3f} ms. Busiest: {self.busiest.name}."
             )
         if self.cycles > self.unlimited_cycles > 0:
-            yield f"[red]With FIFOs of any size it would be {self.unlimited_cycles:,} cycles a frame.[/red]"
+            yield f"With FIFOs of any size it would be {self.unlimited_cycles:,} cycles a frame."
         if self.differences:
             yield f"[red]First difference: {self.differences[0]}[/red]"
         else:
