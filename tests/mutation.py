@@ -225,15 +225,16 @@ def named() -> list[tuple[str, Mutation]]:
     return found
 
 
-def sample(count: int, seed: int, without: str = "") -> list[tuple[str, Mutation]]:
+def sample(count: int, seed: int, without: str = "", within: str = "") -> list[tuple[str, Mutation]]:
     """`count` mutations at different lines: each package has its share by size, and one at least.
 
-    Modules whose path contains `without` are left out: those of finn, say, where finn-plus is not installed.
+    Modules whose path contains `without` are left out: those of finn, say, where finn-plus is not installed. `within`: only
+    modules whose path contains it, such as one that is new.
     """
     draw = random.Random(seed)
     packages: dict[str, dict[tuple[str, int], list[Mutation]]] = defaultdict(lambda: defaultdict(list))
     for module in modules():
-        if without and without in module:
+        if (without and without in module) or within not in module:
             continue
         source = (ROOT / module).read_text()
         for mutation in mutations_of(module, source):
@@ -305,12 +306,15 @@ def main() -> int:
     parser.add_argument("--sample", type=int, default=0, metavar="N", help="N mutations drawn at random")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--without", default="", metavar="WORD", help="no samples of modules whose path contains this")
+    parser.add_argument(
+        "--within", default="", metavar="WORD", help="samples of modules whose path contains this alone"
+    )
     parser.add_argument("--widen", type=float, default=90, metavar="SECONDS", help="of each further round of tests")
     parser.add_argument("--times", type=Path, metavar="JSON", help="keep the times of the tests here")
     parser.add_argument("--list", action="store_true", help="only show the mutations")
     options = parser.parse_args()
     chosen = [each for each in named() if options.only in each[0]] if options.named or options.only else []
-    chosen += sample(options.sample, options.seed, options.without) if options.sample else []
+    chosen += sample(options.sample, options.seed, options.without, options.within) if options.sample else []
     if not chosen:
         parser.error("give --named, --only or --sample")
     if options.list:

@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_map_only
 
 from fxfactor.graph.lifting import COMPUTED
 from fxfactor.graph.normal_form import restore_training
+from fxfactor.graph.tracing import silent
 from fxfactor.graph.watching import watch
 
 TOLERANCE = 1e-4
@@ -62,7 +63,7 @@ def compare(model: nn.Module, graph: GraphModule, inputs: tuple[Any, ...], secon
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         return verdict
     ends = time.monotonic() + seconds
-    with _random_state_kept(), warnings.catch_warnings():
+    with _random_state_kept(), silent(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the user's code warns where the user runs it
         candidate = copy.deepcopy(graph).eval()
         taken: set[tuple[str, ...]] = set()

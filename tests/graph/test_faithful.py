@@ -137,6 +137,19 @@ def test_larger_sizes_are_tried_where_smaller_ones_do_not_run():
         graph(torch.zeros(2, 3, 96, 96))
 
 
+def test_a_graph_that_stops_at_another_size_prints_nothing(capfd: pytest.CaptureFixture[str]):
+    class Adds(ReadsSize):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert x.shape[-1] >= 8
+            h = self.body(x)
+            return self.l((h + nn.functional.interpolate(h[..., ::2, ::2], size=x.shape[-2:])).mean((2, 3)))
+
+    graph = fxfactor.capture(Adds().eval(), X)
+    assert capfd.readouterr() == ("", "")
+    with pytest.raises(PreconditionError, match="must be of shape any×3×8×8"):
+        graph(torch.zeros(2, 3, 12, 12))
+
+
 def test_hooks_that_change_something_become_part_of_the_graph():
     on_layer, on_root = Small().eval(), Small().eval()
     on_layer.b.register_forward_hook(lambda module, arguments, output: output * 2)
