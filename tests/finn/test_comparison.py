@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,13 @@ import pytest
 import torch
 from networks import ResidualNet, randomized, set_statistics
 from onnx import numpy_helper
+from rich.console import Console
 from torch import Tensor, nn
 
 import fxfactor
 from fxfactor import FinnError
 from fxfactor.finn import comparison
-from fxfactor.finn.comparison import Place, Sums, parting
+from fxfactor.finn.comparison import ComparedLayer, Comparison, Place, Sums, parting
 from fxfactor.storage.qonnx import write_qonnx
 
 IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -111,8 +114,23 @@ def test_the_original_in_floating_point_shows_what_each_layer_lost(original: nn.
     errors = {row.site: row.torch_error for row in found.layers if row.torch_error is not None}
     assert "block.conv2.pointwise" in errors  # beside the original's block.conv2
     assert all(0.001 < error < 2 for error in errors.values())
-    assert "grows most at" in found.findings[0]
+    grown = re.search(r"grows most at (\S+) \(\+\d+\.\d%, to (\d+\.\d)%\)", found.findings[0])
+    assert grown is not None
+    assert f"{errors[grown[1]]:.1%}" == f"{grown[2]}%"
     assert "at the end, classifier:" in found.findings[0]
+
+
+def test_what_parts_stands_out_in_the_table() -> None:
+    rows = (ComparedLayer("same", "Conv", 9, 1e-7), ComparedLayer("error", "Conv", 9, 1e-3),
+            ComparedLayer("levels", "Quant", 9, 0.0, 0.0, 0.25))  # fmt: skip
+    console = Console(record=True, force_terminal=True, width=100, file=io.StringIO())
+    console.print(Comparison("model.onnx", 1, rows, ("the end",)))
+    lines = console.export_text(styles=True).splitlines()
+    marked = [line for line in lines if "33m" in line]
+    assert len(marked) == 2
+    assert "1.0e-03" in marked[0]
+    assert "25.000%" in marked[1]
+    assert any("the end" in line for line in lines)
 
 
 def test_a_file_that_fxfactor_did_not_make(tmp_path: Path) -> None:
