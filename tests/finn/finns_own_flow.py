@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-CPU_SECONDS = 300
+CPU_SECONDS = 120
 FLOWS = ("step_streamline", "streamline_plus")
 
 
