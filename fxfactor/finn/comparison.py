@@ -110,10 +110,6 @@ def compare(
 
     Raises FinnError where file or images cannot be read, do not fit each other, or the model does not run on them.
     """
-    if not (model is None or isinstance(model, nn.Module)):
-        raise FinnError(
-            f"required: a torch.nn.Module or None; found: {type(model).__name__}; give the network of the file"
-        )
     exported = _named(file)
     batch = _fitting(images, exported)
     interpretation = interpret(exported)
@@ -161,8 +157,14 @@ def _values(model: onnx.ModelProto, image: Array) -> dict[str, Array]:
     from fxfactor.storage.clean_up import execute
 
     values: dict[str, Array] = {model.graph.input[0].name: image}
-    for _ in execute(model, values):
-        pass
+    try:
+        for _ in execute(model, values):
+            pass
+    except Exception as error:  # whatever qonnx and onnxruntime raise on an operation that they do not know
+        raise FinnError(
+            f"required: a file that qonnx executes; found: {type(error).__name__}: {error} after {len(values)} tensors; "
+            "compare the file that export wrote, before any step of FINN's"
+        ) from error
     return values
 
 
@@ -194,9 +196,7 @@ def _places(model: onnx.ModelProto, network: nn.Module | None) -> list[Place]:
         if quantizes or module:
             ends = (node.input[0], node.input[1]) if quantizes else (None, None)
             last[(site, node.output[0] if quantizes else "")] = Place(site, module, node.op_type, node.output[0], *ends)
-    quantizing = {
-        place.site for place in last.values() if place.scale is not None
-    }  # a QuantReLU gives what it quantized
+    quantizing = {place.site for place in last.values() if place.scale is not None}  # such as a QuantReLU
     return [place for place in last.values() if place.scale is not None or place.site not in quantizing]
 
 

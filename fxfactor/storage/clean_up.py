@@ -29,7 +29,7 @@ _COMMUTATIVE = ("Add", "Mul", "And", "Or", "Xor", "Sum")
 def clean_up(model: onnx.ModelProto) -> None:
     """Make shapes known, compute what is constant, give each reader its own constants, sort nodes and name all, in place.
 
-    Raises ExportError on branches, loops and circles.
+    Raises ExportError on branches, loops and circles, and where shapes cannot be inferred.
     """
     for node in model.graph.node:
         if node.op_type in _QUANTIZERS:
@@ -94,7 +94,13 @@ def _infer_shapes(model: onnx.ModelProto) -> None:
             node.op_type, node.domain = "Identity", ""
             del node.input[1:]
             del node.attribute[:]
-    inferred = shape_inference.infer_shapes(plain).graph
+    try:
+        inferred = shape_inference.infer_shapes(plain).graph
+    except shape_inference.InferenceError as error:
+        raise ExportError(
+            f"the shapes in the graph cannot be inferred: {str(error).strip().splitlines()[0]}; required: operations of ONNX "
+            "and QONNX's quantizers"
+        ) from error
     constants = [
         onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
         for tensor in model.graph.initializer

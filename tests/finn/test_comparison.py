@@ -20,7 +20,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import fxfactor
-from fxfactor import FinnError
+from fxfactor import FinnError, FxfactorError
 from fxfactor.finn import comparison
 from fxfactor.finn.comparison import ComparedLayer, Comparison, Place, Sums, parting
 from fxfactor.storage.qonnx import write_qonnx
@@ -163,6 +163,18 @@ def test_images_and_networks_that_do_not_fit_are_refused(network: Any, file: Pat
         fxfactor.finn.compare(network, file, torch.zeros(1, 3, 8, 8))
     with pytest.raises(FinnError, match="a network that takes what the file takes; found: Conv2d raises RuntimeError"):
         fxfactor.finn.compare(nn.Conv2d(5, 3, 1), file, IMAGES)
+
+
+@pytest.mark.parametrize("domain", ["nowhere", "qonnx.custom_op.general"])
+def test_a_file_that_cannot_be_executed_is_refused(file: Path, tmp_path: Path, domain: str) -> None:
+    model = onnx.load(str(file))
+    node = next(node for node in model.graph.node if node.op_type == "Relu")
+    node.op_type, node.domain = "Unheard", domain
+    onnx.save(model, str(tmp_path / "strange.onnx"))
+    with pytest.raises(
+        FxfactorError, match=r"(shapes in the graph cannot be inferred|a file that qonnx executes).*Unheard"
+    ):
+        fxfactor.finn.compare(None, tmp_path / "strange.onnx", IMAGES)
 
 
 @pytest.mark.finn
