@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fxfactor.finn.boards import BOARDS, Resources
     from fxfactor.finn.checking import check
-    from fxfactor.finn.comparison import Comparison, compare
+    from fxfactor.finn.comparison import compare
+    from fxfactor.finn.comparison_result import Comparison
     from fxfactor.finn.estimation import estimate
     from fxfactor.finn.exact_reference import reference
     from fxfactor.finn.preparation import Prepared, prepare
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 _HOME_OF = {
     "BOARDS": "finn.boards",
-    "Comparison": "finn.comparison",
+    "Comparison": "finn.comparison_result",
     "Estimate": "finn.result",
     "Finding": "finn.rules",
     "HardwareLayer": "finn.result",

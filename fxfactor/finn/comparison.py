@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,80 +17,21 @@ from torch import Tensor, nn
 
 from fxfactor.arguments import checked
 from fxfactor.errors import FinnError
+from fxfactor.finn.comparison_result import SAME, ComparedLayer, Comparison
 from fxfactor.finn.integer.execute import execute_all
 from fxfactor.finn.integer.interpret import QUANTIZERS, Interpretation, interpret
 from fxfactor.finn.integer.streams import Stream
-from fxfactor.finn.process.load import IntegerNetwork, as_array, load_model
+from fxfactor.finn.process.load import IntegerNetwork, as_array, integer_network, load_model
 from fxfactor.graph.questions import is_quantizer
 from fxfactor.progress import track
 from fxfactor.storage.onnx_names import record_sites, site_of
+from fxfactor.storage.qonnx import is_tie
 
 if TYPE_CHECKING:
     import onnx
-    from rich.table import Table
 
 Array = NDArray[Any]
 Settings = Mapping[str, Any]
-SAME = 1e-4
-"""Relative difference up to which float32 sums of another order are the same."""
-_TIE = 1e-3
-"""How near to the middle between two levels, in steps, a value may be for float32 rounding to tip it over."""
-
-
-@dataclass(frozen=True)
-class ComparedLayer:
-    """One tensor of the file beside the others'. None where there is nothing to compare with.
-
-    site: module path. kind: ONNX operation. values: how many were compared. torch_error: file against PyTorch, root mean
-    square of the difference over that of PyTorch's values. torch_levels, integer_levels: share of the activations that have
-    another level in the file than in PyTorch, and in integers than in the file. torch_ties, integer_ties: share of those that
-    have it because they lie in the middle between two levels.
-    """
-
-    site: str
-    kind: str
-    values: int
-    torch_error: float | None = None
-    torch_levels: float | None = None
-    integer_levels: float | None = None
-    torch_ties: float = 0.0
-    integer_ties: float = 0.0
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The layers in the order of the file, and in words where the numbers part first, and why."""
-
-    file: str
-    images: int
-    layers: tuple[ComparedLayer, ...]
-    findings: tuple[str, ...]
-
-    def to_json(self) -> str:
-        """As JSON text."""
-        return json.dumps(asdict(self), indent=1)
-
-    def __rich__(self) -> Any:
-        """A table, and the findings below it."""
-        from rich.console import Group
-
-        return Group(self._table(), *(f"• {finding}" for finding in self.findings))
-
-    def _table(self) -> Table:
-        from fxfactor.rich_table import new_table
-
-        table = new_table(title=f"{self.file}, {self.images} image{'s' if self.images > 1 else ''}")
-        table.add_column("layer", overflow="fold")
-        table.add_column("operation")
-        for head in ("error against PyTorch", "other levels", "in integers"):
-            table.add_column(head, justify="right")
-        for layer in self.layers:
-            shares = (layer.torch_levels, layer.integer_levels)
-            parted = (layer.torch_error or 0) > SAME or any(shares)
-            error = "" if layer.torch_error is None else f"{layer.torch_error:.1e}"
-            told = ["" if share is None else f"{share:.3%}" if share else "0" for share in shares]
-            table.add_row(layer.site, layer.kind, error, *told, style="yellow" if parted else "")
-        return table
 
 
 @partial(checked, error=FinnError, but=("images",))
@@ -249,12 +189,7 @@ def _integers(interpretation: Interpretation, values: Mapping[str, Array], image
 
 
 def _network(interpretation: Interpretation) -> IntegerNetwork | None:
-    from fxfactor.finn.integer.builder import METADATA
-
-    if interpretation.model is None:
-        return None
-    notes = {entry.key: entry.value for entry in interpretation.model.metadata_props}[METADATA]
-    return IntegerNetwork(interpretation.model, json.loads(notes), interpretation.findings)
+    return None if interpretation.model is None else integer_network(interpretation, interpretation.model)
 
 
 # ---- differences ----
@@ -313,8 +248,7 @@ def _other_levels(found: Mapping[str, Array], place: Place, other: Array) -> tup
     scale = found[place.scale]
     differs = np.abs(found[place.tensor] - other) > scale / 2
     steps = (found[place.before] / scale)[differs]
-    ties = np.abs(np.abs(steps - np.floor(steps)) - 0.5) <= _TIE
-    return int(differs.sum()), int(ties.sum())
+    return int(differs.sum()), int(is_tie(steps).sum())
 
 
 def parting(rows: tuple[ComparedLayer, ...], model: nn.Module | None) -> Iterator[str]:

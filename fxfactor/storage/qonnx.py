@@ -231,15 +231,20 @@ def settle_ties(node: Any, context: dict[str, np.ndarray], wanted: np.ndarray) -
     found, scale = context[node.output[0]], context[node.input[1]]
     differs = np.abs(found - wanted) > scale / 2
     steps = (context[node.input[0]] / scale)[differs]
-    from_middle = np.abs(np.abs(steps - np.floor(steps)) - 0.5)
-    if len(from_middle) and from_middle.max() > _TIE:
+    if not is_tie(steps).all():
         raise ExportError(
             f"the exported file computes something else from {node.doc_string.removeprefix(MARK) or node.name} on: "
-            f"{len(from_middle)} activations of {found.size} get another level than in torch; nothing was written. "
+            f"{len(steps)} activations of {found.size} get another level than in torch; nothing was written. "
             "Please report it with the model"
         )
     context[node.output[0]] = wanted.astype(np.float32)
-    return len(from_middle)
+    return len(steps)
+
+
+def is_tie(steps: np.ndarray) -> np.ndarray:
+    """Where values, in steps of a quantizer, lie so near to the middle between two levels that float32 rounding decides."""
+    nearness: np.ndarray = np.abs(np.abs(steps - np.floor(steps)) - 0.5) <= _TIE
+    return nearness
 
 
 def legalize(graph: GraphModule) -> GraphModule:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-CPU_SECONDS = 120
+CPU_SECONDS = 300
 FLOWS = ("step_streamline", "streamline_plus")
 
 

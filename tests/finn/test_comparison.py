@@ -22,7 +22,8 @@ from torch import Tensor, nn
 import fxfactor
 from fxfactor import FinnError, FxfactorError
 from fxfactor.finn import comparison
-from fxfactor.finn.comparison import ComparedLayer, Comparison, Place, Sums, parting
+from fxfactor.finn.comparison import Place, Sums, parting
+from fxfactor.finn.comparison_result import ComparedLayer, Comparison
 from fxfactor.storage.qonnx import write_qonnx
 
 IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))

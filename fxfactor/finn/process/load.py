@@ -16,7 +16,7 @@ from fxfactor.errors import FinnError
 from fxfactor.finn.integer.builder import METADATA
 from fxfactor.finn.integer.execute import execute
 from fxfactor.finn.integer.forms import DEFAULT, Choices, GroupedConvolution, Staircase
-from fxfactor.finn.integer.interpret import interpret
+from fxfactor.finn.integer.interpret import Interpretation, interpret
 from fxfactor.finn.rules import Finding
 
 if TYPE_CHECKING:
@@ -132,10 +132,14 @@ def load_integers(file: str | Path, choices: Choices = DEFAULT) -> IntegerNetwor
     if interpretation.model is None or blocking:
         lines = "\n".join(f"  {finding}" for finding in blocking)
         raise FinnError(f"FINN cannot take {file}; see fxfactor.finn.check. Broken rules:\n{lines}")
-    properties = {entry.key: entry.value for entry in interpretation.model.metadata_props}
-    notes = json.loads(properties[METADATA])
+    return integer_network(interpretation, interpretation.model)
+
+
+def integer_network(interpretation: Interpretation, model: onnx.ModelProto) -> IntegerNetwork:
+    """The network in integers of an interpretation; `model`: its model, where no finding blocks."""
+    properties = {entry.key: entry.value for entry in model.metadata_props}
     found = interpretation
-    return IntegerNetwork(interpretation.model, notes, found.findings, found.grouped, found.staircases)
+    return IntegerNetwork(model, json.loads(properties[METADATA]), found.findings, found.grouped, found.staircases)
 
 
 def load_images(verify: Any, count: int = 1) -> tuple[Array, list[Array]]:
