@@ -235,7 +235,11 @@ def compare(
     from fxfactor.finn.process.load import load_array
 
     naming = Naming(model, trust_source, weights, pretrained)
-    found = naming.load(network) if is_saved(network) else named_model(network, weights, pretrained=pretrained)
+    if is_saved(network):
+        found: Any = naming.load(network)
+    else:
+        naming.require_folder(network)
+        found = named_model(network, weights, pretrained=pretrained)
     settings: dict[str, Any] = {"board": board, "python": python}
     result = run(found, file, load_array(images)[:max_images], finn=finn, settings=settings)
     if as_json:

@@ -66,6 +66,13 @@ class Naming:
             return _without_warning(self.source_of(folder), self.device)
         return named_model(self.source_of(folder), self.weights, pretrained=self.pretrained, device=self.device)
 
+    def require_folder(self, source: str) -> None:
+        """Raise PreconditionError where folders' options are given with `source`, which is none."""
+        if self.model is not None or self.trust_source:
+            raise PreconditionError(
+                f"--model and --trust-source are for saved folders, and there is no folder {source!r}"
+            )
+
     def load(self, folder: str | Path) -> GraphModule:
         """The saved network. Raises PreconditionError where it is damaged or its network may not be imported."""
         from fxfactor.storage.checkpoint import load
@@ -91,8 +98,7 @@ def graph_of(source: str, naming: Naming, input_size: tuple[int, ...] | None) ->
     if is_saved(source):
         with working("loading the network"):
             return naming.load(source)
-    if naming.model is not None or naming.trust_source:
-        raise PreconditionError(f"--model and --trust-source are for saved folders, and there is no folder {source!r}")
+    naming.require_folder(source)
     with working("loading the network"):
         model = named_model(source, naming.weights, pretrained=naming.pretrained, device=naming.device)
         return capture(model, example_of(input_size, model))

@@ -26,3 +26,5 @@ def test_where_accuracy_is_lost(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "grows most at" in out
     said = error_of(capsys, "finn", "compare", folder, file, folder, "--model", "cli_nets:small")
     assert "required: an .npy file with images" in " ".join(said.split())
+    said = error_of(capsys, "finn", "compare", "cli_nets:small", file, images, "--model", "cli_nets:small")
+    assert "there is no folder 'cli_nets:small'" in " ".join(said.split())
