@@ -83,7 +83,7 @@ class _OfOne(nn.Module):
 def from_pytorchcv() -> Iterator[Network]:
     """The smallest classifier of each family."""
     for name, build in smallest_of_each_family():
-        size = 299 if "inception" in name or "nasnet" in name or "xception" in name or "polynet" in name else 224
+        size = 299 if name.startswith(("inception", "nasnet", "pnasnet", "xception", "polynet")) else 224
         yield name, lambda build=build: build(pretrained=False), (1, 3, size, size)
 
 

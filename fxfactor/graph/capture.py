@@ -1,6 +1,6 @@
 """nn.Module → graph in normal form (defined in `fxfactor.graph`).
 
-Three ways of tracing are tried in turn (`fxfactor.graph.tracing`): the first gives the most readable graph and keeps
+Four ways of tracing are tried in turn (`fxfactor.graph.tracing`): the first gives the most readable graph and keeps
 every size open, the last takes most networks. Whatever they give is run beside the model, in evaluation and in training
 (`fxfactor.graph.faithful`), before it is trusted.
 """
@@ -28,12 +28,14 @@ from fxfactor.graph.normal_form import check_graph, finish, restore_training
 from fxfactor.graph.normalize import drop_idle, normalize
 from fxfactor.graph.questions import placeholders, shape_of
 from fxfactor.graph.refusals import inner_model, refuse_unready
-from fxfactor.graph.tracing import silent, trace_concrete, trace_export, trace_symbolic
+from fxfactor.graph.tracing import KEPT_WHOLE, silent, trace_around, trace_concrete, trace_export, trace_symbolic
 
 ASSUMED = "fxfactor.assumed_input"
 """Key of `graph.meta` that is True where the input's size was inferred and not given."""
 
 SYMBOLIC = "torch.fx.symbolic_trace"
+
+AROUND = "tracing around what cannot be traced"
 
 NOTES = "fxfactor.notes"
 """Key of `graph.meta` under which stands what `fxfactor.summary` says about the capture."""
@@ -158,7 +160,8 @@ def _attempts(model: nn.Module, inputs: tuple[Any, ...] | None, refusals: list[s
             f"example inputs of shape {shapes} do not fit the network, {type(model).__name__} itself raises "
             f"{first_line(misfit)}. Pass example_inputs of a shape that its forward takes"
         )
-    for way, trace in (("tracing with known shapes", trace_concrete), ("torch.export", trace_export)):
+    ways = {"tracing with known shapes": trace_concrete, "torch.export": trace_export, AROUND: trace_around}
+    for way, trace in ways.items():
         try:
             with silent():
                 graph = trace(_working_copy(model, bool(hooked)), known)
@@ -228,6 +231,8 @@ def _notes(model: nn.Module, attempt: _Attempt) -> list[str]:
         notes.append(
             f"weights that the model computes in every call are trained as they came out: {', '.join(computed)}"
         )
+    if whole := attempt.graph.meta.get(KEPT_WHOLE):
+        notes.append(f"modules that no tracing sees through are called as they are: {', '.join(whole)}")
     defaults = _defaults_kept(model, len(attempt.inputs))
     if defaults:
         notes.append(f"arguments that keep their defaults and are no inputs: {', '.join(defaults)}")

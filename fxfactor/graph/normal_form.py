@@ -13,11 +13,17 @@ The normal form is what `fxfactor.capture` gives and every pass must keep:
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    unset_fake_temporarily,
+)
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from torch.utils._pytree import tree_map_only
@@ -32,8 +38,9 @@ SEVERAL = "fxfactor.several"
 class _ShapePropagation(Interpreter):
     """Runs the graph on fake tensors; keeps shapes on the nodes and plain numbers in `numbers`."""
 
-    def __init__(self, graph: GraphModule) -> None:
+    def __init__(self, graph: GraphModule, mode: FakeTensorMode) -> None:
         super().__init__(graph)
+        self.mode = mode
         self.numbers: dict[Node, Any] = {}
         self.failed_at: Node | None = None
 
@@ -48,6 +55,28 @@ class _ShapePropagation(Interpreter):
             self.numbers[node] = value
         return value
 
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return call_on_fakes(self.fetch_attr(target), self.mode, args, kwargs)
+
+
+def call_on_fakes(call: Callable[..., Any], mode: FakeTensorMode, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a module's call gives for fake tensors; where shapes inside depend on values, for random numbers of these shapes."""
+    try:
+        return call(*args, **kwargs)
+    except (DataDependentOutputException, DynamicOutputShapeException):
+        with unset_fake_temporarily():
+            numbers, named = tree_map_only(Tensor, _random_like, (args, kwargs))
+            found = call(*numbers, **named)
+        return tree_map_only(Tensor, mode.from_tensor, found)
+
+
+def _random_like(fake: Tensor) -> Tensor:
+    shape = tuple(map(int, fake.shape))
+    if not fake.is_floating_point():
+        return torch.zeros(shape, dtype=fake.dtype, device=fake.device)
+    generator = torch.Generator(fake.device).manual_seed(0)
+    return torch.rand(shape, dtype=fake.dtype, device=fake.device, generator=generator)
+
 
 def propagate_shapes(graph: GraphModule, example_inputs: tuple[Any, ...]) -> dict[Node, Any]:
     """Record at every node the shape it has for `example_inputs`; nothing is computed (fake tensors).
@@ -56,7 +85,7 @@ def propagate_shapes(graph: GraphModule, example_inputs: tuple[Any, ...]) -> dic
     layer, where the inputs do not fit the network.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    run = _ShapePropagation(graph)
+    run = _ShapePropagation(graph, mode)
     with mode, torch.no_grad():
         inputs = tree_map_only(Tensor, mode.from_tensor, example_inputs)
         try:

@@ -1,8 +1,9 @@
-"""Three ways to get a graph out of a network, from the one that keeps most of it to the one that takes any.
+"""Four ways to get a graph out of a network, from the one that keeps most of it to the one that takes any.
 
 `trace_symbolic` keeps every module and every shape open. `trace_concrete` lets shapes be numbers while tracing, so that
 control flow on shapes works; the batch size stays open where the network lets it. `trace_export` uses torch.export and
-gives a graph of ATen operators, which `fxfactor.graph.normalize` turns back into modules.
+gives a graph of ATen operators, which `fxfactor.graph.normalize` turns back into modules. `trace_around` calls modules that
+nothing sees through, and that have no layers, as they are.
 
 torch.export alone could stand for `trace_concrete`: on pytorchcv's 87 families the same convolutions are visible without it
 (benchmarks/README.md). It stays because the six networks that need it are captured faster with it.
@@ -30,6 +31,7 @@ from torch.utils import _pytree as pytree
 
 from fxfactor.errors import CaptureError
 from fxfactor.graph.edits import put_module
+from fxfactor.graph.normal_form import call_on_fakes
 from fxfactor.graph.pooling import UnevenAdaptiveAvgPool2d
 
 _KNOWN = (
@@ -43,6 +45,10 @@ EXPORT_SECONDS = 300.0
 
 MODE_OF = "fxfactor.mode_of"
 """Key of a node's `meta`: path of the module whose `self.training` the call was given."""
+
+
+KEPT_WHOLE = "fxfactor.kept_whole"
+"""Key of `graph.meta` with the paths of modules of the user's own that are called as they are."""
 
 
 class _Mode(int):
@@ -72,12 +78,14 @@ class _Proxy(Proxy):
 class _Tracer(fx.Tracer):
     """Leaves are the layers of torch and Brevitas, subclasses that compute the same, and what drops at random.
 
-    Arguments beyond the first `given` that have a default keep it, and are no inputs of the graph.
+    Arguments beyond the first `given` that have a default keep it, and are no inputs of the graph. Modules at `whole` are
+    leaves too; `untraceable` is the path of the module without layers that tracing failed in, where it did.
     """
 
-    def __init__(self, given: int = 1) -> None:
+    def __init__(self, given: int = 1, whole: frozenset[str] = frozenset()) -> None:
         super().__init__()
-        self.given = given
+        self.given, self.whole = given, whole
+        self.untraceable: str | None = None
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         modes = {module: module.training for module in root.modules()}
@@ -120,10 +128,20 @@ class _Tracer(fx.Tracer):
             return False  # traced through, so that what the hook does is seen
         if is_random_drop(m) or isinstance(m, UnevenAdaptiveAvgPool2d) or type(m).__module__.startswith("brevitas."):
             return True
+        if module_qualified_name in self.whole:
+            return True
         for known in _KNOWN:
             if isinstance(m, known):
                 return _computes_like(type(m), known)
         return super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            if self.untraceable is None and not any(isinstance(each, _KNOWN) for each in m.modules()):
+                self.untraceable = self.path_of_module(m)
+            raise
 
 
 def _computes_like(kind: type[nn.Module], known: type[nn.Module]) -> bool:
@@ -144,6 +162,44 @@ def trace_symbolic(model: nn.Module, given: int = 1) -> GraphModule:
 def trace_concrete(model: nn.Module, inputs: tuple[Any, ...]) -> GraphModule:
     """Trace with the shapes of `inputs` known as numbers; the size of dimension 0 stays open where it can."""
     return _module(_ConcreteTracer(inputs), model)
+
+
+def trace_around(model: nn.Module, inputs: tuple[Any, ...]) -> GraphModule:
+    """`trace_concrete`, with modules that cannot be traced kept whole, as calls of themselves, where no layer is inside.
+
+    Cannot be traced: what raises, and what calls a torch.autograd.Function, whose gradient would be lost. Their paths are
+    in `graph.meta[KEPT_WHOLE]`. Raises what tracing raises where there is no such module to leave out.
+    """
+    whole: frozenset[str] = frozenset()
+    while True:
+        tracer = _ConcreteTracer(inputs, whole)
+        try:
+            with _functions_refused():
+                graph = _module(tracer, model)
+        except Exception:
+            if tracer.untraceable is None or tracer.untraceable in whole:
+                raise
+            whole |= {tracer.untraceable}
+        else:
+            graph.meta[KEPT_WHOLE] = tuple(sorted(whole))
+            return graph
+
+
+@contextmanager
+def _functions_refused() -> Iterator[None]:
+    """Calls of a torch.autograd.Function on values that stand for others raise TraceError."""
+    apply = torch.autograd.Function.__dict__["apply"]
+
+    def refuse(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(each, Proxy) for each in args):
+            raise fx.proxy.TraceError(f"torch.autograd.Function {cls.__name__} has a gradient of its own")
+        return apply.__get__(None, cls)(*args, **kwargs)
+
+    torch.autograd.Function.apply = classmethod(refuse)  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        torch.autograd.Function.apply = apply  # type: ignore[method-assign]
 
 
 def _module(tracer: fx.Tracer, model: nn.Module) -> GraphModule:
@@ -225,8 +281,8 @@ def _value_of(x: Any) -> Any:
 class _ConcreteTracer(_Tracer):
     """Computes every node on fake tensors as it is made, so that its shape is known to the code that comes next."""
 
-    def __init__(self, inputs: tuple[Any, ...]) -> None:
-        super().__init__(len(inputs))
+    def __init__(self, inputs: tuple[Any, ...], whole: frozenset[str] = frozenset()) -> None:
+        super().__init__(len(inputs), whole)
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.inputs = iter(pytree.tree_map_only(Tensor, self.mode.from_tensor, inputs))
         self.evaluating = False
@@ -252,7 +308,7 @@ class _ConcreteTracer(_Tracer):
             path, _, name = target.rpartition(".")
             return getattr(self.root.get_submodule(path), name)
         if kind == "call_module":
-            return self.root.get_submodule(target).forward(*args, **kwargs)
+            return call_on_fakes(self.root.get_submodule(target).forward, self.mode, args, kwargs)
         if kind == "call_method":
             return getattr(args[0], target)(*args[1:], **kwargs)
         return target(*args, **kwargs) if kind == "call_function" else None

@@ -79,7 +79,8 @@ def load(folder: str | Path, model: nn.Module) -> GraphModule:
         captured = capture(model, inputs, compare=False)
         plan.require_fits(captured)
         graph = Pipeline(*plan_passes(plan, fit=False))(captured).graph
-        _require_bits(about["bits"], graph, folder)
+        if about["bits"] is not None:
+            _require_bits(about["bits"], graph, folder)
         graph.meta[ASSUMED] = about["input_assumed"]
         graph.meta[HISTORY] = tuple(_record(entry) for entry in about["history"])
     _require_kinds(state, graph, folder)
@@ -114,7 +115,7 @@ def read_about(folder: str | Path) -> dict[str, Any]:
     if text is None:
         raise PreconditionError(f"{str(path)!r} was not written by fxfactor.save; pass a folder that was")
     try:
-        about = json.loads(text)
+        about = {"bits": None, **json.loads(text)}  # which folders of earlier versions do not tell
         _require_sound(about)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise PreconditionError(
@@ -139,7 +140,7 @@ def _require_sound(about: dict[str, Any]) -> None:
             raise ValueError(f"an input shape must be a list of positive ints, found {shape!r}")
         if math.prod(shape) > MOST_ELEMENTS:
             raise ValueError(f"an input of shape {shape} has more than {MOST_ELEMENTS:,} numbers")
-    if not all(bits is None or type(bits) is int for bits in about["bits"].values()):
+    if about["bits"] is not None and not all(bits is None or type(bits) is int for bits in about["bits"].values()):
         raise ValueError("bits must be ints or null")
     for entry in about["history"]:
         record = asdict(_record(entry))

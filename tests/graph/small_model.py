@@ -87,6 +87,58 @@ class OwnGradient(Small):
         return self.l(_HalfGradient.apply(self.body(x)).mean((2, 3)))
 
 
+class _SquareRoot(torch.autograd.Function):
+    """The root of what is not zero, column by column: no symbolic value goes through, and how many there are is no shape."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        columns = torch.ones(x.shape[1]).nonzero().view(-1)
+        root = x[:, columns].clamp_min(1e-3).sqrt()
+        ctx.save_for_backward(root)
+        return root
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (root,) = ctx.saved_tensors
+        return gradient / root.clamp_min(0.1)
+
+
+class _Root(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return _SquareRoot.apply(x)
+
+
+class OwnGradientInAModule(Small):
+    """A module without layers that nothing sees through: its gradient is not that of its operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), _Root())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.l(self.pool(self.body(x)))
+
+
+class OwnGradientAroundALayer(Small):
+    """The same, with a layer inside the module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), _RootAndLayer())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+
+class _RootAndLayer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.l = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.l(_SquareRoot.apply(x))
+
+
 class WithoutGradient(Small):
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():

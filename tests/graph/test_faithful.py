@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from small_model import (
     OptionalArguments,
     OwnDictionary,
     OwnGradient,
+    OwnGradientAroundALayer,
+    OwnGradientInAModule,
     ReadsSize,
     RemembersShape,
     Small,
@@ -51,6 +54,29 @@ def test_what_differs_in_training_is_refused_or_listed(build: Callable[[], nn.Mo
         (note,) = fxfactor.summary(graph, show=False).notes
         assert note.startswith("computes something else than the model: ")
         assert note in str(fxfactor.summary(graph, show=False)).replace("\n", " ") or len(note) > 150
+
+
+def test_a_module_that_nothing_sees_through_is_called_as_it_is(tmp_path: Path):
+    model = OwnGradientInAModule().train()
+    graph = fxfactor.capture(model, X)
+    assert difference_in_float64(graph, model, SHAPE) < 1e-6
+    (note,) = fxfactor.summary(graph, show=False).notes
+    assert note == "modules that no tracing sees through are called as they are: pool.2"
+    images = torch.randn(SHAPE)
+    for each in (model, graph):
+        each.zero_grad()
+        each(images).square().sum().backward()
+    assert torch.allclose(model.a.weight.grad, graph.a.weight.grad, rtol=1e-4)  # type: ignore[arg-type, union-attr]
+    network = fxfactor.transform(model, level=2, bits=4, example_inputs=X)
+    assert set(fxfactor.Plan.of(network).layers) == {"a", "b", "l"}
+    fxfactor.save(network, tmp_path / "network")
+    again = fxfactor.load(tmp_path / "network", model)
+    assert torch.equal(again.eval()(images), network.eval()(images))
+
+
+def test_a_module_with_a_layer_that_nothing_sees_through_is_refused():
+    with pytest.raises(CaptureError, match=r"OwnGradientAroundALayer"):
+        fxfactor.capture(OwnGradientAroundALayer(), X)
 
 
 def test_auxiliary_outputs_are_lost_only_where_the_model_is_in_evaluation():

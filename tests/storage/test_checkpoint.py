@@ -69,17 +69,30 @@ def test_between_factors_are_the_bits_that_the_layer_asked_for(tmp_path):
     assert torch.equal(again.eval()(images), graph.eval()(images))
 
 
+def change_notes(folder, change):
+    """Write the notes beside the weights anew, changed in place by `change`."""
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        about = json.loads(file.metadata()["fxfactor"])
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it has no items)
+    change(about)
+    save_file(state, folder / "model.safetensors", metadata={"fxfactor": json.dumps(about)})
+
+
 def test_bits_that_the_plan_does_not_give_are_refused(tmp_path):
     graph = transformed()
     save(graph, tmp_path / "net")
-    with safe_open(tmp_path / "net" / "model.safetensors", "pt") as file:
-        about = json.loads(file.metadata()["fxfactor"])
-        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it has no items)
-    path = next(iter(about["bits"]))
-    about["bits"][path] = 7
-    save_file(state, tmp_path / "net" / "model.safetensors", metadata={"fxfactor": json.dumps(about)})
+    path = next(path for path, module in graph.named_modules() if is_quantizer(module))
+    change_notes(tmp_path / "net", lambda about: about["bits"].update({path: 7}))
     with pytest.raises(PreconditionError, match=rf"'{path}' has 7 bits in '.*' and 4 as its plan gives them"):
         load(tmp_path / "net", ResidualNet())
+
+
+def test_a_folder_of_an_earlier_version_that_tells_no_bits_is_read(tmp_path):
+    graph = transformed()
+    save(graph, tmp_path / "net")
+    change_notes(tmp_path / "net", lambda about: about.pop("bits"))
+    images = torch.randn(IMAGES)
+    assert torch.equal(load(tmp_path / "net", ResidualNet()).eval()(images), graph.eval()(images))
 
 
 def test_whether_the_shape_was_assumed_is_kept(tmp_path):
