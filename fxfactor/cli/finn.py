@@ -11,7 +11,19 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from fxfactor.cli.options import BOARD, ClockNs, Limit, Model, Pretrained, Python, TrustSource, Weights, parse_limits
+from fxfactor.cli.options import (
+    BOARD,
+    ClockNs,
+    Frames,
+    Limit,
+    Model,
+    Pretrained,
+    Python,
+    TrustSource,
+    Weights,
+    parse_frames,
+    parse_limits,
+)
 from fxfactor.cli.output import Json, command, show_json
 
 app = typer.Typer(help="From a QONNX file to what it costs on an FPGA.", no_args_is_help=True)
@@ -27,7 +39,6 @@ Requant = Annotated[
     ),
 ]
 Verify = Annotated[Path | None, typer.Option(help='.npz file with images "x" and the network\'s outputs "y" on them')]
-Frames = Annotated[str, typer.Option(help='Frames per second to fold for, or "max": the fastest that fits the board')]
 Folding = Annotated[str, typer.Option(help="Whose rule folds: fxfactor, or finn for comparison")]
 FifoDepths = Annotated[
     Path | None, typer.Option(help="What [bold]simulate --output[/] wrote: FIFOs as deep as there.", metavar="FILE")
@@ -81,7 +92,7 @@ def estimate(
         "fifo_depths": None if fifo_depths is None else _depths(fifo_depths),
     }
     options |= {"verify": verify, "python": python, "timeout_s": timeout_s, "cache": cache}
-    result = _watched(run, file, board, _frames(target_fps), clock_ns, **options)
+    result = _watched(run, file, board, parse_frames(target_fps), clock_ns, **options)
     if as_json:
         print(result.to_json())
     else:
@@ -117,7 +128,7 @@ def prepare(
         "fifo_depths": None if fifo_depths is None else _depths(fifo_depths),
     }
     options |= {"verify": verify, "python": python, "timeout_s": timeout_s, "cache": cache}
-    result = _watched(run, folder, file, board, _frames(target_fps), clock_ns, **options)
+    result = _watched(run, folder, file, board, parse_frames(target_fps), clock_ns, **options)
     Console().print(f"{result.folder}: sources of {result.generated} layers; read README.md there.")
 
 
@@ -159,7 +170,9 @@ def simulate(
         "cache": cache,
     }
     depths: Any = int(fifo_depth) if fifo_depth is not None and fifo_depth.isdecimal() else fifo_depth
-    result = _watched(run, file, load_array(images), board, _frames(target_fps), clock_ns, fifo_depths=depths, **shared)
+    result = _watched(
+        run, file, load_array(images), board, parse_frames(target_fps), clock_ns, fifo_depths=depths, **shared
+    )
     Console().print(result)
     if output is not None:
         with new_file(output, "simulate") as draft:
@@ -194,7 +207,7 @@ def synthesize(
         "folding": folding,
     }
     options |= {"python": python, "timeout_s": timeout_s, "cache": cache}
-    result = _watched(run, file, board, _frames(target_fps), clock_ns, **options)
+    result = _watched(run, file, board, parse_frames(target_fps), clock_ns, **options)
     if as_json:
         print(result.to_json())
     else:
@@ -258,13 +271,6 @@ def _depths(file: Path) -> dict[str, int]:
         raise FinnError(
             f"required: what fxfactor finn simulate --output wrote; found: {str(file)!r} ({error}); write it anew"
         ) from error
-
-
-def _frames(text: str) -> Any:
-    """A positive number, or "max"."""
-    if text != "max" and not (text.isdecimal() and int(text) > 0):
-        raise typer.BadParameter(f'--target-fps: a number of frames per second or "max" is required, found {text!r}')
-    return text if text == "max" else int(text)
 
 
 def _watched(run: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

@@ -236,6 +236,7 @@ Widths = Annotated[
 
 BOARD: Any = typer.Option(help="Board as FINN names it, such as ZCU104, KV260_SOM or Pynq-Z2; needs finn-plus.")
 TargetFps = Annotated[int, typer.Option(min=1, help="Frames per second on the board.")]
+Frames = Annotated[str, typer.Option(help='Frames per second to fold for, or "max": the fastest that fits the board')]
 ClockNs = Annotated[float, typer.Option(help="Clock period on the board in nanoseconds.")]
 Python = Annotated[
     Path | None,
@@ -258,3 +259,11 @@ def parse_limits(words: list[str] | None) -> dict[str, int] | None:
             raise typer.BadParameter(f"--limit: NAME=N is required, such as lut=65000; found {word!r}")
         found[name] = int(count)
     return found or None
+
+
+def parse_frames(text: str) -> Any:
+    """A positive number, or "max"."""
+    text = text.replace("_", "")
+    if text != "max" and not (text.isdecimal() and int(text) > 0):
+        raise typer.BadParameter(f'--target-fps: a number of frames per second or "max" is required, found {text!r}')
+    return text if text == "max" else int(text)

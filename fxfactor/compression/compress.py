@@ -7,6 +7,7 @@ board (the usual pruners know one number per candidate, here there are two, so t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,10 @@ from fxfactor.recovery.reconstruct import Augment
 STATE = "compress.sqlite"
 
 
+_TOLERANCE = 0.01
+"""What the fastest network may lose against the most accurate one, where speed is what was asked for."""
+
+
 @partial(checked, but=("epochs", "target_fps"))
 def compress(
     model: nn.Module,
@@ -35,7 +40,7 @@ def compress(
     folder: str | Path,
     *,
     board: str = "ZCU104",
-    target_fps: int = 1000,
+    target_fps: Frames = 1000,
     clock_ns: float = 5.0,
     limits: Limits | None = None,
     epochs: int = 8,
@@ -47,6 +52,7 @@ def compress(
     join_bits: int = 8,
     keep: Iterable[str] = (),
     metric: Metric = top1,
+    tolerance: float | None = None,
     images: int = 512,
     learning_rate: float = 2e-3,
     label_weight: float = 1.0,
@@ -68,8 +74,10 @@ def compress(
     is fitted and rounded on the first `images` images of `train`, measured and estimated as a whole. The better half of
     those with and of those without factors is trained for a quarter of `epochs`, with the original as its teacher
     (`fxfactor.finetune`), the better half of these for all `epochs`. Of the networks that fit, whenever they were measured, the
-    one with the best metric is taken, so training that makes one worse is taken back; `Compressed.front()` has the others
-    that are worth their price. `validation` must be images that the original was not trained on, or training looks harmful.
+    cheapest is taken whose metric is at most `tolerance` below the best (0 if not given: the best), so training that makes
+    one worse is taken back; `Compressed.front()` has the others that are worth their price. With `target_fps="max"` every
+    network gets all of the board (and `limits`), plans lie at speeds each twice the one before, cheaper means faster, and
+    `tolerance` is 0.01 if not given. `validation` must be images that the original was not trained on, or training looks harmful.
 
     `levels`, `bits`, `widths`, `boundary_bits`, `join_bits` and `keep` are as in `fxfactor.search`; `learning_rate`,
     `label_weight`, `augment` and `seed` as in `fxfactor.finetune`; `cache` and `python` as in `fxfactor.finn.estimate`.
@@ -85,26 +93,24 @@ def compress(
 
     choices = Choices(tuple(levels), tuple(bits), tuple(widths), boundary_bits, join_bits, tuple(keep))
     target = Target(board, clock_ns, target_fps, python, limits)
-    _require(target_fps, epochs, plans)
+    tolerance = (_TOLERANCE if target_fps == "max" else 0.0) if tolerance is None else tolerance
+    _require(epochs, plans, tolerance)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # a loader that shuffles gives the same images to a run that goes on
         batches = [batch.to(next(model.parameters(), batch)) for batch in images_of(train, "compressing", images)]
     place = Path(folder)
     (place / "candidates").mkdir(parents=True, exist_ok=True)
     training = Training(epochs, learning_rate, label_weight, augment, seed)
-    about = about_run(model, batches, metric, choices, target, training, plans)
+    about = about_run(model, batches, metric, choices, target, training, plans, tolerance)
     with Store(place / STATE, about) as store:
-        run = Run(model, train, validation, metric, batches, target, training, place, store)
+        run = Run(model, train, validation, metric, batches, target, training, tolerance, place, store)
         return run.compress(choices, plans, cache)
 
 
-def _require(target_fps: Frames, epochs: int, plans: int) -> None:
-    if target_fps == "max":
-        raise PreconditionError(
-            'required: target_fps, a number of frames per second, since layers are priced at one speed; found: "max"; '
-            'use fxfactor.finn.estimate(target_fps="max") on the network that a compression gives'
-        )
+def _require(epochs: int, plans: int, tolerance: float) -> None:
     if not isinstance(epochs, int) or epochs < 0:
         raise PreconditionError(f"required: epochs, a whole number of at least 0; found: {epochs!r}")
     if not isinstance(plans, int) or plans < 1:
         raise PreconditionError(f"required: plans, a whole number of at least 1; found: {plans!r}")
+    if not 0 <= tolerance < math.inf:
+        raise PreconditionError(f"required: tolerance, a number of at least 0; found: {tolerance!r}")

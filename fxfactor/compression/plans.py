@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from fxfactor.errors import PreconditionError
 from fxfactor.finn.target import Target
@@ -22,6 +24,9 @@ from fxfactor.planning.space import Space, space_of
 _MEASURE: Measure = "both"
 _LEAST_SLACK = 1.1
 """The smallest budget as a multiple of the least that the layers can cost."""
+_STEP = 2**0.5
+"""How exactly the highest speed of a kind is looked for: a candidate's own is then found by `fxfactor.finn.estimate`."""
+KINDS = ("whole", "factorized", "free")
 
 
 @dataclass(frozen=True)
@@ -42,32 +47,125 @@ def plans_for(
     """Plans by name, at most `count` of each kind: whole (no factors), factorized (all that can be), free; none of them twice.
 
     Each loses least, as far as measured on `batches` one layer at a time, among those of its kind that take at most a share of
-    the board; the shares lie between the least possible and that of the plan that loses least. What a factorized layer loses is
-    measured untrained, where it looks worse than it is after training: hence plans that must be factorized. Before anything
-    is measured, the prices say whether the board is large and fast enough. Raises PreconditionError where it is not.
+    the board; the shares lie between the least possible and that of the plan that loses least. For as many frames per second
+    as fit, each loses least at a speed at which it fits the board; every speed is half of the next, the last one the highest
+    of its kind. What a factorized layer loses is measured untrained, where it looks worse than it is after training: hence plans
+    that must be factorized. Before anything is measured, the prices say whether the board is large and fast enough. Raises
+    PreconditionError where it is not.
     """
     graph = capture(model, batches[0][:1]).eval()
     space = space_of(
         graph, choices.levels, choices.bits, None, None, choices.widths, choices.boundary_bits, choices.keep
     )
-    space = with_shares(price_space(graph, space, target, choices.join_bits), target)
-    limits = {name: limit for name, limit in board_has(target).items() if limit > 0}
-    limits["cycles"] = float(target.cycles)
-    _require_place(space, limits, choices.join_bits)
-    errors = measure_errors(graph, batches, space)
-    kinds = {
-        "whole": replace(space, shapes={name: shapes[:1] for name, shapes in space.shapes.items()}),
-        "factorized": replace(space, shapes={name: shapes[1:] or shapes for name, shapes in space.shapes.items()}),
-        "free": space,
-    }
+    prices = _Priced(graph, space, target, choices.join_bits)
+    rows: dict[str, Iterable[Plan]]
+    if target.target_fps == "max":
+        steps = {kind: prices.speeds(kind, count) for kind in KINDS}
+        errors = measure_errors(graph, batches, space)
+        rows = {kind: [prices.best_plan(kind, step, errors) for step in steps[kind]] for kind in KINDS}
+    else:
+        prices.require_place()
+        errors = measure_errors(graph, batches, space)
+        rows = {
+            kind: _front(_of_kind(prices.at(target), kind), errors, _limits(target), choices.join_bits, count)
+            for kind in KINDS
+        }
     found: dict[str, Plan] = {}
-    for kind, each in kinds.items():
+    for kind, row in rows.items():
         number = 0
-        for plan in _front(each, errors, limits, choices.join_bits, count):
+        for plan in row:
             if plan.layers not in [known.layers for known in found.values()]:
                 number += 1
                 found[f"{kind} {number}"] = plan
     return found
+
+
+def _of_kind(space: Space, kind: str) -> Space:
+    """What plans of a kind may choose from."""
+    if kind == "whole":
+        return replace(space, shapes={name: shapes[:1] for name, shapes in space.shapes.items()})
+    if kind == "factorized":
+        return replace(space, shapes={name: shapes[1:] or shapes for name, shapes in space.shapes.items()})
+    return space
+
+
+def _limits(target: Target) -> dict[str, float]:
+    """What the board has, and the cycles for one frame."""
+    return {**{name: limit for name, limit in board_has(target).items() if limit > 0}, "cycles": float(target.cycles)}
+
+
+class _Priced:
+    """A space with its prices at one speed or several, each asked for once."""
+
+    def __init__(self, graph: GraphModule, space: Space, target: Target, join_bits: int) -> None:
+        self.graph, self.space, self.target, self.join_bits = graph, space, target, join_bits
+        self.known: dict[tuple[int, bool], Space] = {}
+
+    def at(self, target: Target, smallest: bool = False) -> Space:
+        """The space priced for a target; with the fewest bits alone where only the smallest choices matter."""
+        key = target.cycles, smallest
+        if key not in self.known:
+            space = _with_fewest_bits(self.space) if smallest else self.space
+            self.known[key] = with_shares(price_space(self.graph, space, target, self.join_bits), target)
+        return self.known[key]
+
+    def require_place(self) -> None:
+        """Raise PreconditionError where not even the smallest choices fit: known without a measurement."""
+        self._require("free", self.at(self.target), self.target)
+
+    def speeds(self, kind: str, count: int) -> list[Target]:
+        """`count` targets from slow to fast, the last one the fastest that the smallest choices of the kind have a place at.
+
+        None where they have no place at any speed; of kind "free" that is a PreconditionError.
+        """
+        fastest = self._of_cycles(1)
+        at_most = _of_kind(self.at(fastest, smallest=True), kind)
+        start = max(
+            min(at_most.hardware[name, shape, layer]["cycles"] for shape, layer in at_most.layers(name))
+            for name in at_most.shapes
+        )
+        low, high = 0, math.ceil(math.log2(_clock_hz(self.target) / start) / math.log2(_STEP))
+        try:
+            self._try(kind, self._of_cycles(start * _STEP**high))
+        except PreconditionError:
+            if kind == "free":
+                raise
+            return []
+        while low < high:  # speeds are steps from the fastest; below `high` all fit
+            middle = (low + high) // 2
+            try:
+                self._try(kind, self._of_cycles(start * _STEP**middle))
+                high = middle
+            except PreconditionError:
+                low = middle + 1
+        return [self._of_cycles(start * _STEP**low * 2**power) for power in reversed(range(count))]
+
+    def best_plan(self, kind: str, target: Target, errors: dict[str, SiteErrors]) -> Plan:
+        """The plan of a kind that loses least at a speed."""
+        limits = _limits(target)
+        return best_plan(_of_kind(self.at(target), kind), errors, limits, _MEASURE, self.join_bits)
+
+    def _of_cycles(self, cycles: float) -> Target:
+        return replace(self.target, target_fps=max(1, math.floor(_clock_hz(self.target) / cycles)))
+
+    def _try(self, kind: str, target: Target) -> None:
+        self._require(kind, self.at(target, smallest=True), target)
+
+    def _require(self, kind: str, priced: Space, target: Target) -> None:
+        nothing_lost = {name: _NoErrors() for name in priced.shapes}
+        best_plan(_of_kind(priced, kind), nothing_lost, _limits(target), _MEASURE, self.join_bits)  # type: ignore[arg-type]
+
+
+def _with_fewest_bits(space: Space) -> Space:
+    fewest = {
+        name: {site: bits[:1] for site, bits in getattr(space, name).items()}
+        for name in ("weight_bits", "activation_bits")
+    }
+    return replace(space, **fewest)
+
+
+def _clock_hz(target: Target) -> float:
+    return 1e9 / target.clock_ns
 
 
 def is_whole(plan: Plan) -> bool:
@@ -83,12 +181,6 @@ def with_shares(space: Space, target: Target) -> Space:
         for key, prices in space.hardware.items()
     }
     return replace(space, hardware=hardware)
-
-
-def _require_place(space: Space, limits: Mapping[str, float], join_bits: int) -> None:
-    """Raise PreconditionError where not even the smallest choices are within the limits: known without a measurement."""
-    nothing_lost = {name: _NoErrors() for name in space.shapes}
-    best_plan(space, nothing_lost, limits, _MEASURE, join_bits)  # type: ignore[arg-type]
 
 
 class _NoErrors(SiteErrors):

@@ -25,6 +25,7 @@ class Row:
     sum of the shares of the board's resources, 1.0 for all of one of them. They are None where no folding gives the network
     on this board, and `message` says why. `fits`: whether it is within the board and its limits. `kept`: whether it went on
     to the next stage; of those of the last stage, whether nothing cheaper is as good. `whole`: no layer is factorized.
+    `by_speed`: the target was as many frames per second as fit: then cheaper means faster.
     """
 
     name: str
@@ -40,6 +41,14 @@ class Row:
     fits: bool = False
     message: str = ""
     kept: bool = False
+    by_speed: bool = False
+
+    @property
+    def cost(self) -> float | None:
+        """What candidates are ordered by: the share of the board, or seconds per frame; None where there is no estimate."""
+        if self.share is None or not self.by_speed:
+            return self.share
+        return None if self.fps is None else 1 / self.fps
 
     @property
     def lost(self) -> bool:
@@ -51,7 +60,8 @@ class Row:
 class Compressed:
     """The result of `fxfactor.compress`: every candidate after every stage, the one that was taken, and where it lies.
 
-    rows: stage by stage. best: the row of the network in `folder`. target: board, clock and speed, in words. plans: by name.
+    rows: stage by stage. best: the row of the network in `folder`, the cheapest at most `tolerance` below the best metric.
+    target: board, clock and speed, in words. plans: by name.
     """
 
     rows: tuple[Row, ...]
@@ -60,6 +70,7 @@ class Compressed:
     target: str
     original: float
     plans: dict[str, str]
+    tolerance: float = 0.0
 
     @property
     def plan(self) -> Plan:
@@ -78,7 +89,7 @@ class Compressed:
         """Of every candidate its best row and what is to be said of it; from cheap to expensive."""
         front = {row.name for row in self.front()}
         told = []
-        for row in sorted(self.candidates(), key=lambda row: (row.share is None, row.share or 0)):
+        for row in sorted(self.candidates(), key=lambda row: (row.cost is None, row.cost or 0)):
             notes = [row.message] if row.message else [] if row.fits else ["too large"]
             notes += ["taken"] if row.name == self.best.name else ["on the front"] if row.name in front else []
             told.append((row, "; ".join(notes)))
@@ -89,6 +100,7 @@ class Compressed:
         return {
             "target": self.target,
             "original": self.original,
+            "tolerance": self.tolerance,
             "best": asdict(self.best),
             "front": [row.name for row in self.front()],
             "candidates": [{**asdict(row), "remark": remark} for row, remark in self.remarks()],
@@ -131,6 +143,12 @@ def front_of(rows: Iterable[Row]) -> list[Row]:
     return front
 
 
+def taken(rows: Iterable[Row], tolerance: float) -> Row:
+    """The cheapest row whose metric is at most `tolerance` below the best."""
+    front = front_of(best_rows(rows))
+    return next(row for row in front if _metric(row) >= _metric(front[-1]) - tolerance)
+
+
 def best_half(rows: Sequence[Row]) -> set[str]:
     """Names of the half (rounded up) that stands out most: by how much each beats all that are no more expensive.
 
@@ -152,8 +170,8 @@ def best_half(rows: Sequence[Row]) -> set[str]:
 
 
 def _cost(row: Row) -> tuple[float, str]:
-    assert row.share is not None
-    return row.share, row.name
+    assert row.cost is not None
+    return row.cost, row.name
 
 
 def _metric(row: Row) -> float:

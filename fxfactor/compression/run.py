@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fxfactor.compression.plans import Choices, is_whole, plans_for
-from fxfactor.compression.result import Compressed, Row, best_half, best_rows, front_of
+from fxfactor.compression.result import Compressed, Row, best_half, front_of, taken
 from fxfactor.compression.state_file import Store
 from fxfactor.errors import FxfactorError, InfeasibleError
 from fxfactor.exploration.rung import Metric
@@ -74,6 +74,7 @@ class Run:
     batches: Sequence[Tensor]
     target: Target
     training: Training
+    tolerance: float
     folder: Path
     store: Store
 
@@ -100,8 +101,8 @@ class Run:
             rows += [replace(row, kept=row.name in names) for row in found]
             if not names:
                 raise self._nothing_fits(found)
-        best = max((row for row in best_rows(rows) if not row.lost), key=lambda row: (_value(row), -(row.share or 0.0)))
-        result = Compressed(tuple(rows), best, self.folder, str(self.target), original, texts)
+        best = taken(rows, self.tolerance)
+        result = Compressed(tuple(rows), best, self.folder, str(self.target), original, texts, self.tolerance)
         self._write(result, cache)
         return result
 
@@ -129,7 +130,8 @@ class Run:
             self._train(network, more, self._checkpoint(name, stage))
         save(network, self._place(name, stage))
         value = self._measured(network)
-        row = Row(name, is_whole(plan), epochs, value if math.isfinite(value) else None)
+        metric = value if math.isfinite(value) else None
+        row = Row(name, is_whole(plan), epochs, metric, by_speed=self.target.target_fps == "max")
         try:
             found = estimate_network(network, self.batches[0][:1].cpu(), self.target)
         except InfeasibleError as error:
@@ -236,6 +238,7 @@ def about_run(
     target: Target,
     training: Training,
     plans: int,
+    tolerance: float,
 ) -> dict[str, str]:
     """What two runs must have in common to go on from each other."""
     weights, images = hashlib.sha256(), hashlib.sha256()
@@ -251,6 +254,7 @@ def about_run(
         "target": f"{target}, limits {dict(target.limits or {})}",
         "training": str(replace(training, augment=None)) + getattr(training.augment, "__qualname__", ""),
         "plans": str(plans),
+        "tolerance": str(tolerance),
     }
 
 

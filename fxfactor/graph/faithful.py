@@ -67,20 +67,25 @@ def compare(model: nn.Module, graph: GraphModule, inputs: tuple[Any, ...], secon
         warnings.simplefilter("ignore")  # the user's code warns where the user runs it
         candidate = copy.deepcopy(graph).eval()
         taken: set[tuple[str, ...]] = set()
-        for changed, tried in _variants(inputs):
+        for changed, alternatives in _variants(inputs):
             if changed in taken:
                 continue
-            if time.monotonic() > ends:
-                verdict.notes.append(f"not compared to the end: {seconds:.0f} s were over")
-                return verdict
-            reference = evaluate(copy.deepcopy(model))
-            before = _state(reference)
-            try:
-                wanted = _outputs(reference, tried)
-            except Exception:  # whatever the user's code raises on what it is not made for
+            for tried in alternatives:
+                if time.monotonic() > ends:
+                    verdict.notes.append(f"not compared to the end: {seconds:.0f} s were over")
+                    return verdict
+                reference = evaluate(copy.deepcopy(model))
+                before = _state(reference)
+                try:
+                    wanted = _outputs(reference, tried)
+                except Exception:  # whatever the user's code raises on what it is not made for
+                    continue
+                taken.add(changed)
+                verdict.difference = _in_evaluation(reference, candidate, tried, wanted, before, verdict.notes)
+                if verdict.difference is not None:
+                    break
+            if changed not in taken:
                 continue
-            taken.add(changed)
-            verdict.difference = _in_evaluation(reference, candidate, tried, wanted, before, verdict.notes)
             if verdict.difference is not None and changed:
                 candidate = copy.deepcopy(graph).eval()
                 verdict.fixed = (*verdict.fixed, *changed)
@@ -191,32 +196,34 @@ def _seed() -> None:
     random.seed(0)
 
 
-def _variants(inputs: tuple[Any, ...]) -> Iterator[tuple[tuple[str, ...], tuple[Any, ...]]]:
+def _variants(inputs: tuple[Any, ...]) -> Iterator[tuple[tuple[str, ...], list[tuple[Any, ...]]]]:
     """What may differ from the capture, and random inputs in which it does; last, the shapes of the capture.
 
-    Small images first, which take little time, then larger ones, for models that pool too much for small ones.
+    Small images first, which take little time: of uneven size and of even size after every halving, for what is read of a
+    size is often whether it can be halved. Then larger ones, for models that pool too much for small ones.
     """
     batch = next((x.shape[0] for x in inputs if isinstance(x, Tensor) and x.dim() > 1), None)
     images = [x for x in inputs if isinstance(x, Tensor) and x.dim() > 2]
     other = 3 if batch == 2 else 2
+    sizes = [[_uneven_size, _other_size], [_larger]]
     if batch is not None and images and batch >= 1:
-        for resized in (_other_size, _larger):
-            yield ("batch", "size"), _reshaped(inputs, other, resized)
-        yield ("batch",), _reshaped(inputs, other, int)
-        for resized in (_other_size, _larger):
-            yield ("size",), _reshaped(inputs, batch, resized)
+        for resized in sizes:
+            yield ("batch", "size"), [_reshaped(inputs, other, each) for each in resized]
+        yield ("batch",), [_reshaped(inputs, other, _same_size)]
+        for resized in sizes:
+            yield ("size",), [_reshaped(inputs, batch, each) for each in resized]
     elif batch is not None:
-        yield ("batch",), _reshaped(inputs, other, int)
-    yield (), _as_random(inputs)
+        yield ("batch",), [_reshaped(inputs, other, _same_size)]
+    yield (), [_as_random(inputs)]
 
 
-def _reshaped(inputs: tuple[Any, ...], batch: int, resized: Callable[[int], int]) -> tuple[Any, ...]:
+def _reshaped(inputs: tuple[Any, ...], batch: int, resized: Callable[[int, int], int]) -> tuple[Any, ...]:
     generator = torch.Generator().manual_seed(0)
 
     def reshape(x: Any) -> Any:
         if not isinstance(x, Tensor) or x.dim() < 2:
             return x
-        sizes = [resized(size) for size in x.shape[2:]]
+        sizes = [resized(size, axis) for axis, size in enumerate(x.shape[2:])]
         if not x.is_floating_point():
             return x.new_zeros(batch, x.shape[1], *sizes)
         return torch.randn(batch, x.shape[1], *sizes, generator=generator).to(x)
@@ -224,13 +231,23 @@ def _reshaped(inputs: tuple[Any, ...], batch: int, resized: Callable[[int], int]
     return tuple(reshape(x) for x in inputs)
 
 
-def _other_size(size: int) -> int:
+def _same_size(size: int, axis: int) -> int:
+    return size
+
+
+def _other_size(size: int, axis: int) -> int:
     if size >= 2 * _SMALL:
         return _SMALL
-    return size // 2 if size >= 32 else 2 * size
+    return size // 32 * 16 if size >= 32 else 2 * size
 
 
-def _larger(size: int) -> int:
+def _uneven_size(size: int, axis: int) -> int:
+    """Odd, and again after every halving: rounded up along the first axis (65, 33, 17), down along the second (63, 31, 15)."""
+    power = 2 ** (min(max(size, 16), 2 * _SMALL).bit_length() - 2)
+    return power + (1 if axis % 2 == 0 else -1)
+
+
+def _larger(size: int, axis: int) -> int:
     return size + 32
 
 

@@ -31,6 +31,7 @@ from torch.utils import _pytree as pytree
 
 from fxfactor.errors import CaptureError
 from fxfactor.graph.edits import put_module
+from fxfactor.graph.guards import require_shape
 from fxfactor.graph.normal_form import call_on_fakes
 from fxfactor.graph.pooling import UnevenAdaptiveAvgPool2d
 
@@ -83,7 +84,7 @@ class _Tracer(fx.Tracer):
     """
 
     def __init__(self, given: int = 1, whole: frozenset[str] = frozenset()) -> None:
-        super().__init__()
+        super().__init__(autowrap_functions=(require_shape,))  # a graph with one is traced anew when it is unpickled
         self.given, self.whole = given, whole
         self.untraceable: str | None = None
 

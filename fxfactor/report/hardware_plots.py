@@ -69,7 +69,9 @@ def areas(synthesis: Mapping[str, Any]) -> Figure:
 def candidates(compressed: Mapping[str, Any]) -> Figure:
     """Accuracy of every candidate over what it takes; compressed: `fxfactor.Compressed.to_dict`. The line is the front."""
     rows = [row for row in compressed["candidates"] if row["share"] is not None and row["metric"] is not None]
-    panels = (("share", "share of the board, summed"), ("lut", "look-up tables"), ("dsp", "DSP slices"),
+    by_speed = compressed["best"].get("by_speed", False)
+    first = ("fps", "frames per second") if by_speed else ("share", "share of the board, summed")
+    panels = (first, ("lut", "look-up tables"), ("dsp", "DSP slices"),
               ("bram18", "block RAMs of 18 kbit"))  # fmt: skip
     kinds = (("no layer factorized", BEFORE, "s", True), ("factorized", ACCENT, "o", False))
     with styled():
@@ -89,7 +91,7 @@ def candidates(compressed: Mapping[str, Any]) -> Figure:
             axis.set_axisbelow(True)
         front = [row for row in rows if row["name"] in compressed["front"]]
         axes[0, 0].plot(
-            [row["share"] for row in front], [100 * row["metric"] for row in front], color=AFTER, linewidth=1
+            [row[first[0]] for row in front], [100 * row["metric"] for row in front], color=AFTER, linewidth=1
         )
         for axis in axes[:, 0]:
             axis.set_ylabel("metric, %")

@@ -40,12 +40,22 @@ def test_options_become_arguments(told: dict[str, Any], capsys: pytest.CaptureFi
     wanted = {"board": "KV260_SOM", "target_fps": 10_000, "clock_ns": 5.0, "limits": {"lut": 65000}, "epochs": 3, "plans": 2,
               "levels": (0, "depthwise"), "bits": (4, 8), "widths": (1,), "join_bits": 6, "keep": ("3",)}  # fmt: skip
     assert {name: tuple(told[name]) if isinstance(told[name], list) else told[name] for name in wanted} == wanted
+    assert told["tolerance"] is None
     assert [len(images) for images, _ in told["train"]] == [5, 5, 2]
     assert len(told["validation"]) == 3
     assert told["output"] == Path("out")
     printed = capsys.readouterr()
     assert "free 1" in printed.out and "1,200" in printed.out
     assert "saved in out: best/, plan.json, model.onnx, build/" in printed.err
+
+
+def test_the_highest_speed_may_be_asked_for(told: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*COMMAND, "--target-fps", "max", "--tolerance", "0.02") == 0
+    assert (told["target_fps"], told["tolerance"]) == ("max", 0.02)
+    capsys.readouterr()
+    assert '--target-fps: a number of frames per second or "max" is required' in error_of(
+        capsys, *COMMAND, "--target-fps", "fast", code=2
+    )
 
 
 def test_the_result_as_json(told: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,6 +63,8 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
         if bits == 3 and found.board < 0.3:
             raise InfeasibleError("required: at most 1 LUT; found: 2; remedy")
         share = bits / 10
+        if target.target_fps == "max":
+            return FakeEstimate(Resources(100, 1, 1, 0), {"lut": 0.9}, True, 8000.0 / bits)
         return FakeEstimate(Resources(100 * bits, bits, bits, 0), {"lut": share}, share <= found.board)
 
     def prepare(folder: Path, *arguments: Any, **settings: Any) -> None:
@@ -201,6 +204,27 @@ def test_without_epochs_candidates_are_compared_as_they_are(world: World, tmp_pa
     assert found.best.metric == max(row.metric for row in found.rows)  # type: ignore[type-var]
 
 
+def test_for_the_highest_speed_the_fastest_within_the_tolerance_is_taken(world: World, tmp_path: Path) -> None:
+    order = {"whole 1": 0.9, "whole 2": 0.897, "factorized 1": 0.893, "factorized 2": 0.8}  # and fewer bits are faster
+    settings: dict[str, Any] = {"epochs": 0, "target_fps": "max"}
+
+    def compressed(name: str, **more: Any) -> fxfactor.Compressed:
+        metrics = iter([0.95, *order.values()])
+        return fxfactor.compress(
+            small(), TRAIN, None, tmp_path / name, metric=lambda *_: next(metrics), **settings, **more
+        )
+
+    found = compressed("a")
+    assert found.tolerance == 0.01
+    assert found.best.name == "whole 2"  # 6 bits is no faster than 4 bits here
+    assert "as many frames/s as fit" in found.target
+    found = compressed("b", tolerance=0.0)
+    assert found.best.name == "whole 1"
+    assert [row.name for row in found.front()] == ["factorized 2", "whole 2", "whole 1"]  # from fast to slow
+    with pytest.raises(PreconditionError, match="its tolerance is"):
+        compressed("b", tolerance=0.1)
+
+
 def test_another_run_does_not_go_on_from_this_one(world: World, tmp_path: Path) -> None:
     run(world, tmp_path)
     with pytest.raises(PreconditionError, match="belongs to another compression: its training is"):
@@ -212,7 +236,8 @@ def test_another_run_does_not_go_on_from_this_one(world: World, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"target_fps": "max"}, "required: target_fps, a number"),
+        ({"tolerance": -0.1}, "required: tolerance"),
+        ({"tolerance": math.nan}, "required: tolerance"),
         ({"epochs": -1}, "required: epochs"),
         ({"epochs": 1.5}, "required: epochs"),
         ({"plans": 0}, "required: plans"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from fxfactor.compression import plans as module
 from fxfactor.compression.plans import Choices, is_whole, plans_for
 from fxfactor.errors import PreconditionError
 from fxfactor.finn.target import Target
+from fxfactor.planning import board
 
 pytestmark = pytest.mark.finn
 CHOICES = Choices(levels=(0, 2, "depthwise"), bits=(2, 4), widths=(1,), boundary_bits=8, join_bits=4, keep=())
@@ -38,6 +41,35 @@ def test_each_kind_has_plans_from_dear_to_cheap_and_none_twice() -> None:
         assert all(is_whole(plan) for plan in row) == (kind == "whole")
     factorized = found["factorized 1"].layers
     assert all(layer.groups is not None for name, layer in factorized.items() if name.startswith("block"))
+
+
+def test_for_the_highest_speed_plans_lie_at_speeds_each_twice_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, bool]] = []
+    real = board.price_space
+
+    def price_space(graph: Any, space: Any, target: Target, join_bits: int) -> Any:
+        asked.append((target.cycles, len(next(iter(space.weight_bits.values()))) == 1))
+        return real(graph, space, target, join_bits)
+
+    monkeypatch.setattr(module, "price_space", price_space)
+    choices = replace(CHOICES, boundary_bits=None)
+    found = plans_for(digits_network(), images(), choices, Target("Pynq-Z2", target_fps="max"), 3)
+    for kind in ("whole", "factorized"):
+        row = [plan for name, plan in found.items() if name.startswith(kind)]
+        assert 1 <= len(row) <= 3
+        assert all(is_whole(plan) for plan in row) == (kind == "whole")
+        budgets = [plan.explain().budget["cycles"] for plan in row]
+        ratios = [slow / fast for slow, fast in pairwise(budgets)]
+        assert ratios == pytest.approx(
+            [round(ratio / 2) * 2 for ratio in ratios], rel=0.02
+        )  # the same plan is told once
+        assert all(plan.explain().totals["cycles"] <= plan.explain().budget["cycles"] for plan in row)
+        losses = [sum(choice.loss for choice in plan.explain().layers.values()) for plan in row]
+        assert losses == sorted(losses)
+    assert len(asked) == len(set(asked))  # no speed is priced twice
+    fastest = min(plan.explain().budget["cycles"] for plan in found.values())
+    with pytest.raises(PreconditionError):  # a step faster there is no place for anything
+        plans_for(digits_network(), images(), choices, Target("Pynq-Z2", target_fps=int(2e8 / fastest * 1.5)), 1)
 
 
 def test_a_board_that_is_too_small_is_known_before_anything_is_measured(

@@ -149,6 +149,28 @@ def test_a_size_that_is_read_is_checked_in_every_call():
         transformed(torch.zeros(2, 3, 12, 12))
 
 
+@pytest.mark.parametrize("halve", [nn.MaxPool2d(2), nn.AvgPool2d(3, 2, 1)], ids=["rounds down", "rounds up"])
+@pytest.mark.parametrize("times", [0, 1, 3])
+@pytest.mark.parametrize("size", [64, 65, 63])
+def test_what_is_read_of_a_size_behind_halvings_is_found_out(halve: nn.Module, times: int, size: int):
+    """As in EfficientNets with TensorFlow's padding: all is well at sizes that can be halved as often as that of the capture."""
+
+    class PadsOddSizes(Small):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.a(x)
+            for _ in range(times):
+                x = halve(x)
+            if x.shape[-1] % 2 or x.shape[-2] % 2:
+                x = nn.functional.pad(x, (0, 1, 0, 1), value=1.0)
+            return self.l(self.b(x).mean((2, 3)))
+
+    model = PadsOddSizes().eval()
+    graph = fxfactor.capture(model, torch.zeros(2, 3, size, size))
+    assert difference_in_float64(graph, model, (2, 3, size, size)) < 1e-6
+    with pytest.raises(PreconditionError, match="the model's forward reads this size"):
+        graph(torch.zeros(2, 3, size + 3, size + 3))
+
+
 def test_larger_sizes_are_tried_where_smaller_ones_do_not_run():
     class PoolsMuch(ReadsSize):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -273,7 +273,11 @@ def test_a_graph_of_annotated_code_can_be_pickled():
     x = torch.randn(IMAGE)
     graph = capture(PadToEven().eval(), x)
     assert not any(isinstance(node.type, str) for node in graph.graph.nodes)
-    assert torch.equal(pickle.loads(pickle.dumps(graph))(x), graph(x))
+    again = pickle.loads(pickle.dumps(graph))
+    assert torch.equal(again(x), graph(x))
+    for each in (graph, again):  # the network pads by what it reads of the size
+        with pytest.raises(PreconditionError, match="the model's forward reads this size"):
+            each(torch.randn(*IMAGE[:2], IMAGE[2] + 1, IMAGE[3] + 1))
 
 
 def test_a_refusal_says_why_each_way_failed():

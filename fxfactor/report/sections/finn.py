@@ -60,10 +60,7 @@ def candidates_section(compressed: Any) -> str:
         ("DSP", _number(best["dsp"]), "estimated"),
         ("frames/s", _number(best["fps"]), data["target"]),
     ]
-    why = (
-        f"Taken: {best['name']}, the best of {fitting} of {len(rows)} candidates that are within the board; of equals the one "
-        "that takes the least."
-    )
+    why = _why(data, f"of {fitting} of {len(rows)} candidates that are within the board")
     heads = ("candidate", "factorized", "epochs", "metric", *(_KNOWN[name] for name in _RESOURCES), "frames/s", "")
     cells = [_candidate(row) for row in rows]
     svg = to_svg(hardware_plots.candidates(data), "candidates")
@@ -72,6 +69,15 @@ def candidates_section(compressed: Any) -> str:
         cards(facts), f"<p>{escape(why)}</p>", figure(svg, caption),
         folded(f"{len(rows)} candidates", table(heads, cells, left=2, long=(len(heads) - 1,))),
     ])  # fmt: skip
+
+
+def _why(data: Mapping[str, Any], among: str) -> str:
+    """What was taken, and what it is the best in."""
+    best, tolerance = data["best"], data.get("tolerance", 0.0)
+    least = "the fastest" if best.get("by_speed", False) else "the one that takes the least"
+    if tolerance:
+        return f"Taken: {best['name']}, {least} {among} and at most {tolerance:g} below the best metric."
+    return f"Taken: {best['name']}, the best {among}; of equals {least}."
 
 
 def _candidate(row: Mapping[str, Any]) -> tuple[Any, ...]:
