@@ -2,10 +2,12 @@
 
     python benchmarks/compress.py out --board ZCU104 --fps 2000            # 20,000 training images, 8 epochs at most
     python benchmarks/compress.py out --board ZCU104 --fps 10000 --epochs 4 --plans 4 --train 10000
+    python benchmarks/compress.py out --fps max --epochs 6 --plans 4 --train 10000
     python benchmarks/compress.py out --clock-ns 4 --board KV260_SOM --limit lut=65000 dsp=636
 
 Ends with what factorization is worth: of the candidates with factors and of those without, from the same search with the same
-recovery, the cheapest whose accuracy is within half a point of the best of both, and the best at no more of the board than that.
+recovery, the cheapest (with "max" the fastest) whose accuracy is within half a point of the best of both, and the best that is no
+more expensive than that.
 Candidates are chosen by 500 of the test images; what is taken is measured on the other 500, which chose nothing. Costs are
 estimates before synthesis. A run that was stopped goes on from the folder. Data: see data.py.
 """
@@ -24,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 import fxfactor
-from fxfactor.cli.options import parse_limits
+from fxfactor.cli.options import parse_frames, parse_limits
 from fxfactor.compression.result import Compressed, Row
 from fxfactor.exploration.rung import top1
 from fxfactor.quantization.plain_copy import freeze
@@ -53,20 +55,21 @@ def compare(result: Compressed) -> Iterable[str]:
         yield f"only {', '.join(kind for kind, rows in kinds.items() if rows)} candidates were trained"
         return
     wanted = min(max(row.metric or 0.0 for row in rows) for rows in kinds.values()) - WITHIN
-    cheapest = {kind: min((row for row in rows if (row.metric or 0) >= wanted), key=lambda row: row.share or 0.0)
+    cheapest = {kind: min((row for row in rows if (row.metric or 0) >= wanted), key=lambda row: row.cost or 0.0)
                 for kind, rows in kinds.items()}  # fmt: skip
     yield f"cheapest with at least {wanted:.2%}:"
     yield from (f"  {told(row)}" for row in cheapest.values())
-    for name in ("lut", "bram18", "dsp", "share"):
+    for name in ("lut", "bram18", "dsp", "share", "fps"):
         mine, others = (getattr(cheapest[kind], name) for kind in ("factorized", "whole"))
         yield f"  {name}: factorized to whole {mine / others:.2f}" if others else f"  {name}: {mine} to 0"
-    most = cheapest["whole"].share or 0.0
+    most = cheapest["whole"].cost or 0.0
     best = max(
-        (row for row in kinds["factorized"] if (row.share or 0.0) <= most),
+        (row for row in kinds["factorized"] if (row.cost or 0.0) <= most),
         key=lambda row: row.metric or 0.0,
         default=None,
     )
-    yield f"best factorized at no more of the board than {cheapest['whole'].name}: {told(best) if best else 'none'}"
+    limit = "as fast as" if cheapest["whole"].by_speed else "at no more of the board than"
+    yield f"best factorized {limit} {cheapest['whole'].name}: {told(best) if best else 'none'}"
 
 
 def test_accuracy(result: Compressed, model: torch.nn.Module, test: tuple[Tensor, Tensor]) -> str:
@@ -85,7 +88,7 @@ def main() -> None:
     parser.add_argument("folder")
     parser.add_argument("--depth", type=int, default=20)
     parser.add_argument("--board", default="ZCU104")
-    parser.add_argument("--fps", type=int, default=2000)
+    parser.add_argument("--fps", type=parse_frames, default=2000, help='a number, or "max"')
     parser.add_argument("--clock-ns", type=float, default=5.0)
     parser.add_argument("--limit", nargs="+", metavar="NAME=N")
     parser.add_argument("--epochs", type=int, default=8)

@@ -83,8 +83,7 @@ class _OfOne(nn.Module):
 def from_pytorchcv() -> Iterator[Network]:
     """The smallest classifier of each family."""
     for name, build in smallest_of_each_family():
-        size = 299 if name.startswith(("inception", "nasnet", "pnasnet", "xception", "polynet")) else 224
-        yield name, lambda build=build: build(pretrained=False), (1, 3, size, size)
+        yield name, lambda build=build: build(pretrained=False), (1, 3, 224, 224)
 
 
 SEGMENTATION = ("Unet", "UnetPlusPlus", "MAnet", "Linknet", "FPN", "PSPNet", "PAN", "DeepLabV3", "DeepLabV3Plus",
@@ -161,6 +160,7 @@ def through(build: Callable[[], nn.Module], shape: tuple[int, ...], most: float)
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     model = build().eval()
+    shape = (*shape[:2], *getattr(model, "in_size", shape[2:]))  # pytorchcv's networks say what they are made for
     size = sum(parameter.numel() for parameter in model.parameters())
     if size > most:
         yield "capture", f"left out: {size / 1e6:.0f} million parameters"

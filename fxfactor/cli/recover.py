@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -26,6 +26,8 @@ from fxfactor.files import require_place_for_file, write_text
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from fxfactor.recovery.finetune import BatchNorms
 
 LabelledImages = Annotated[
     Path,
@@ -164,6 +166,9 @@ def finetune(
         float, typer.Option(min=0.0, help="Weight of the labels beside the teacher's answers.")
     ] = 0.0,
     augment: Annotated[bool, typer.Option("--augment", help="Mirror and shift the images.")] = False,
+    batch_norm: Annotated[
+        str, typer.Option(help="Statistics of batch norms: fixed, or updated by every batch.", metavar="fixed|updated")
+    ] = "fixed",
     batch_size: BatchSize = 64,
     seed: Annotated[int, typer.Option(min=0, help="Order of the images.")] = 0,
     checkpoint: Annotated[
@@ -212,6 +217,7 @@ def finetune(
             learning_rate=learning_rate,
             label_weight=label_weight,
             augment=fxfactor.flip_and_shift if augment else None,
+            batch_norm=cast("BatchNorms", batch_norm),
             seed=seed,
             checkpoint=checkpoint,
         )

@@ -327,9 +327,8 @@ def _compare_training(
     modes = {name: module.training for name, module in reference.named_modules()}
     idle = [name for name, on in modes.items() if not on]
     if idle:
-        names = ", ".join(repr(name) for name in idle[:3]) + (" …" if len(idle) > 3 else "")
         verdict.notes.append(
-            f"the model's train() keeps {names} in evaluation; the graph's does not: call .eval() on them after it"
+            f"the model's train() keeps {_names(idle)} in evaluation; the graph's does not: call .eval() on them after it"
         )
     restore_training(candidate, modes)
     try:
@@ -337,7 +336,10 @@ def _compare_training(
     except Exception:  # asks for labels, or for larger images
         verdict.notes.append("not compared in training: there the model does not run on inputs alone")
         return
-    difference = _training_difference(candidate, inputs, wanted)
+    unused: set[str] = set()
+    difference = _training_difference(candidate, inputs, wanted, unused)
+    if unused:
+        verdict.notes.append(f"no output depends on {_names(sorted(unused))}: not in the graph")
     if difference is None:
         return
     with torch.no_grad():
@@ -355,7 +357,7 @@ def _compare_training(
         exact_model, exact_graph = copy.deepcopy(model).double(), copy.deepcopy(graph).double()
         exact_model.train()
         restore_training(exact_graph, modes)
-        difference = _training_difference(exact_graph, exact, _trained(exact_model, exact))
+        difference = _training_difference(exact_graph, exact, _trained(exact_model, exact), unused)
     except Exception:  # code that has its precision fixed
         pass
     if difference is not None:
@@ -363,7 +365,14 @@ def _compare_training(
         verdict.training = difference + where
 
 
-def _training_difference(candidate: GraphModule, inputs: tuple[Any, ...], wanted: _Trained) -> str | None:
+def _names(paths: Sequence[str]) -> str:
+    return ", ".join(repr(path) for path in paths[:3]) + (" …" if len(paths) > 3 else "")
+
+
+def _training_difference(
+    candidate: GraphModule, inputs: tuple[Any, ...], wanted: _Trained, unused: set[str]
+) -> str | None:
+    """What differs, or None. Modules that the graph never calls, and that the model changes in training, go into `unused`."""
     try:
         found = _trained(candidate, inputs)
     except Exception as error:  # whatever torch raises
@@ -374,7 +383,11 @@ def _training_difference(candidate: GraphModule, inputs: tuple[Any, ...], wanted
             f" by {difference:.1g}" if math.isfinite(difference) else " in number"
         )
     for name, value in wanted.buffers.items():
-        if name in found.buffers and difference_of(found.buffers[name], value) > 10 * TOLERANCE:
+        if name not in found.buffers or difference_of(found.buffers[name], value) <= 10 * TOLERANCE:
+            continue
+        if _is_unused(name, candidate):
+            unused.add(name.rpartition(".")[0])
+        else:
             return f"the buffer {name!r} differs after a step of training"
     largest = max((float(g.abs().max()) for g in wanted.gradients.values() if g is not None and g.numel()), default=0.0)
     computed = {name for names in candidate.meta.get(COMPUTED, {}).values() for name in names}
@@ -385,6 +398,13 @@ def _training_difference(candidate: GraphModule, inputs: tuple[Any, ...], wanted
         if float((a - b).abs().max()) > 1e-3 * largest:
             return f"the gradient of {name!r} differs"
     return None
+
+
+def _is_unused(buffer: str, graph: GraphModule) -> bool:
+    """Whether no node calls the module that a buffer of the graph's is in, nor one above it, or reads the buffer."""
+    targets = {str(node.target) for node in graph.graph.nodes if node.op in ("call_module", "get_attr")}
+    parts = buffer.split(".")
+    return not any(".".join(parts[:end]) in targets for end in range(1, len(parts) + 1))
 
 
 @dataclass

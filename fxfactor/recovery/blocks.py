@@ -46,6 +46,11 @@ def boundaries(graph: GraphModule) -> list[Node]:
     return found
 
 
+def batch_norms(graph: nn.Module) -> nn.ModuleList:
+    """The batch norms of a network, to set their mode."""
+    return nn.ModuleList(each for each in graph.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm))
+
+
 class Matching(nn.Module):
     """Runs both networks on the same images and returns how far apart they are, and the compressed network's output."""
 

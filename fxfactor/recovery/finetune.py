@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from safetensors import safe_open
@@ -31,10 +31,13 @@ from fxfactor.graph.questions import is_quantizer
 from fxfactor.graph.watching import inputs_of, modes_kept, not_empty
 from fxfactor.progress import track
 from fxfactor.quantization.fused import fused_quantizers
-from fxfactor.recovery.blocks import Matching, channels_last, cosine
+from fxfactor.recovery.blocks import Matching, batch_norms, channels_last, cosine
 from fxfactor.recovery.reconstruct import Augment
 
 _CHECKPOINT = "checkpoint.safetensors"
+
+BatchNorms = Literal["fixed", "updated"]
+"""Whether batch norms keep the statistics they have, or take those of every batch and learn new ones."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ def finetune(
     learning_rate: float = 2e-3,
     label_weight: float = 0.0,
     augment: Augment | None = None,
+    batch_norm: BatchNorms = "fixed",
     seed: int = 0,
     checkpoint: str | Path | None = None,
 ) -> list[Epoch]:
@@ -67,7 +71,8 @@ def finetune(
     plus label_weight · cross-entropy; without one it is the cross-entropy alone.
 
     loader: batches (images, labels), or images alone where no label is needed; its order is fixed by `seed`. augment:
-    `(images, generator) → images`, such as `fxfactor.flip_and_shift`. checkpoint: a folder; the state is kept
+    `(images, generator) → images`, such as `fxfactor.flip_and_shift`. batch_norm: "fixed" keeps the statistics, to which rounded
+    weights were fitted; "updated" takes those of each batch, as the original was trained. checkpoint: a folder; the state is kept
     there after every epoch, and a run that finds one goes on from it, to the same result up to rounding.
 
     Under torchrun, with the process group initialised and a DistributedSampler in the loader, gradients are averaged over
@@ -76,16 +81,18 @@ def finetune(
     Raises PreconditionError on an empty loader, missing labels, settings out of range and a checkpoint of another run;
     FxfactorError where the loss is no longer finite.
     """
-    _require_settings(epochs, learning_rate, teacher, label_weight)
+    _require_settings(epochs, learning_rate, teacher, label_weight, batch_norm)
     label_weight = 1.0 if teacher is None else label_weight
     task: nn.Module = _Objective(model, None if teacher is None else as_graph(teacher, model), label_weight)
     rng = torch.random.fork_rng(devices=[])
     with modes_kept(model), channels_last(model), fused_quantizers(model), rng, torch.enable_grad():
-        run = _Run(model, learning_rate, epochs, seed, None if checkpoint is None else Path(checkpoint))
+        settings = {"epochs": epochs, "learning_rate": learning_rate, "batch_norm": batch_norm, "seed": seed}
+        run = _Run(model, settings, None if checkpoint is None else Path(checkpoint))
         task = DistributedDataParallel(task) if _process() is not None else task
-        return [
-            run.epoch(number, task.train(), loader, augment, label_weight > 0) for number in range(run.first, epochs)
-        ]
+        task.train()
+        if batch_norm == "fixed":
+            batch_norms(model).eval()
+        return [run.epoch(number, task, loader, augment, label_weight > 0) for number in range(run.first, epochs)]
 
 
 @checked
@@ -139,13 +146,13 @@ class _Objective(nn.Module):
 class _Run:
     """The optimizer of one run, and the epoch to start with: that after the checkpoint, where there is one."""
 
-    def __init__(self, model: GraphModule, learning_rate: float, epochs: int, seed: int, folder: Path | None) -> None:
-        self.model, self.learning_rate, self.epochs, self.seed, self.folder = model, learning_rate, epochs, seed, folder
-        self.settings = {"epochs": epochs, "learning_rate": learning_rate, "seed": seed}
+    def __init__(self, model: GraphModule, settings: dict[str, Any], folder: Path | None) -> None:
+        self.model, self.settings, self.folder = model, settings, folder
+        self.epochs, self.learning_rate, self.seed = (settings[name] for name in ("epochs", "learning_rate", "seed"))
         self.first, saved = self._load()
         # after loading, since Brevitas puts new parameter objects in place then
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.optimizer = torch.optim.Adam(self.parameters.values(), learning_rate)
+        self.optimizer = torch.optim.Adam(self.parameters.values(), self.learning_rate)
         for name, parameter in self.parameters.items():  # in the parameter's memory layout: rounding depends on it
             if f"optimizer.step.{name}" in saved:
                 moments = {key: saved[f"optimizer.{key}.{name}"] for key in ("exp_avg", "exp_avg_sq")}
@@ -243,7 +250,9 @@ def _finite(loss: float, epoch: int, step: int) -> float:
     return loss
 
 
-def _require_settings(epochs: int, learning_rate: float, teacher: nn.Module | None, label_weight: float) -> None:
+def _require_settings(
+    epochs: int, learning_rate: float, teacher: nn.Module | None, label_weight: float, batch_norm: str
+) -> None:
     if epochs < 1 or not 0 < learning_rate < math.inf or not 0 <= label_weight < math.inf:
         raise PreconditionError(
             "fine-tuning needs epochs ≥ 1, learning_rate > 0 and label_weight ≥ 0, found "
@@ -253,3 +262,5 @@ def _require_settings(epochs: int, learning_rate: float, teacher: nn.Module | No
         raise PreconditionError(
             f"teacher must be the network that was transformed, found {type(teacher).__name__}; pass teacher=model"
         )
+    if batch_norm not in get_args(BatchNorms):
+        raise PreconditionError(f'batch_norm must be "fixed" or "updated", found {batch_norm!r}')

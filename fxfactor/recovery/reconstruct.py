@@ -27,9 +27,8 @@ from fxfactor.graph.watching import evaluating, images_of
 from fxfactor.progress import track
 from fxfactor.quantization.fused import fused_quantizers
 from fxfactor.recovery.augment import flip_shift_and_cut
-from fxfactor.recovery.blocks import Matching, channels_last, cosine
+from fxfactor.recovery.blocks import Matching, batch_norms, channels_last, cosine
 
-BatchNorm = nn.modules.batchnorm._BatchNorm
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 RATES = (1e-3, 2e-3, 5e-3)
@@ -136,9 +135,7 @@ def _train(
 def _batch_norms_training(graph: nn.Module) -> Iterator[None]:
     """Batch norms take the statistics of the batch, everything else evaluates; afterwards all modes are as before."""
     with evaluating(graph):
-        for module in graph.modules():
-            if isinstance(module, BatchNorm):
-                module.train()
+        batch_norms(graph).train()
         yield
 
 

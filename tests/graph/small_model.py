@@ -45,6 +45,19 @@ class AuxiliaryInTraining(Small):
         return (y, h) if self.training else y
 
 
+class AnswersTooMany(Small):
+    """Computes what no output depends on, as MSDNet's earlier classifiers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.early = nn.Sequential(nn.Conv2d(16, 4, 3), nn.BatchNorm2d(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(x)
+        answers = [self.early(h), self.l(h.mean((2, 3)))]
+        return answers[-1]
+
+
 class CountsCalls(Small):
     n = 0
 

@@ -12,6 +12,7 @@ import torch
 from networks import difference_in_float64, fingerprint
 from small_model import (
     SHAPE,
+    AnswersTooMany,
     AuxiliaryInTraining,
     CountsCalls,
     FrozenInTraining,
@@ -147,6 +148,14 @@ def test_a_size_that_is_read_is_checked_in_every_call():
     transformed = fxfactor.transform(model, level=3, bits=4, example_inputs=X)
     with pytest.raises(PreconditionError, match="must be of shape"):
         transformed(torch.zeros(2, 3, 12, 12))
+
+
+def test_what_no_output_depends_on_is_named_and_left_out():
+    model = AnswersTooMany().train()
+    graph = fxfactor.capture(model, X)
+    assert fxfactor.summary(graph, show=False).notes == ("no output depends on 'early.1': not in the graph",)
+    assert not any(name.startswith("early") for name, _ in graph.named_modules())
+    assert difference_in_float64(graph, model, SHAPE) < 1e-6
 
 
 @pytest.mark.parametrize("halve", [nn.MaxPool2d(2), nn.AvgPool2d(3, 2, 1)], ids=["rounds down", "rounds up"])

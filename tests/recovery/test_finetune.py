@@ -50,6 +50,20 @@ def test_labels_alone_are_learnt():
     assert not any(module.training for module in qmodel.modules())
 
 
+@pytest.mark.parametrize("batch_norm", ["fixed", "updated"])
+def test_statistics_of_batch_norms_are_kept_unless_asked_for(batch_norm):
+    """To them rounded weights were fitted: with those of each batch the network is another one before a weight has moved."""
+    qmodel = compressed()
+    before, statistics = qmodel(images()), {name: value.clone() for name, value in qmodel.named_buffers()}
+    options = {} if batch_norm == "fixed" else {"batch_norm": batch_norm}
+    report = finetune(qmodel, [(images(), labels())], epochs=2, learning_rate=1e-9, **options)
+    same = all(torch.equal(value, statistics[name]) for name, value in qmodel.named_buffers() if "running" in name)
+    assert same == (batch_norm == "fixed")
+    assert torch.allclose(qmodel(images()), before, atol=1e-5) == (batch_norm == "fixed")
+    loss = float(torch.nn.functional.cross_entropy(before, labels()).detach())
+    assert (report[0].loss == pytest.approx(loss, abs=1e-4)) == (batch_norm == "fixed")
+
+
 def test_teacher_needs_no_labels():
     qmodel = compressed()
     report = finetune(qmodel, list(images().split(16)), teacher=model(), epochs=6, learning_rate=1e-2)
@@ -127,6 +141,7 @@ def test_global_random_state_is_left_alone():
         ({"epochs": 0}, "epochs ≥ 1"),
         ({"learning_rate": 0.0}, "learning_rate > 0"),
         ({"label_weight": -1.0}, "label_weight ≥ 0"),
+        ({"batch_norm": "frozen"}, 'batch_norm must be "fixed" or "updated", found .frozen'),
         ({"teacher": "resnet18"}, "teacher must be the network .* found str"),
     ],
 )
