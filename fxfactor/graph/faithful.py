@@ -66,6 +66,7 @@ def compare(model: nn.Module, graph: GraphModule, inputs: tuple[Any, ...], secon
     with _random_state_kept(), silent(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the user's code warns where the user runs it
         candidate = copy.deepcopy(graph).eval()
+        reference: nn.Module | None = None
         taken: set[tuple[str, ...]] = set()
         for changed, alternatives in _variants(inputs):
             if changed in taken:
@@ -74,20 +75,22 @@ def compare(model: nn.Module, graph: GraphModule, inputs: tuple[Any, ...], secon
                 if time.monotonic() > ends:
                     verdict.notes.append(f"not compared to the end: {seconds:.0f} s were over")
                     return verdict
-                reference = evaluate(copy.deepcopy(model))
+                reference = evaluate(copy.deepcopy(model)) if reference is None else reference
                 before = _state(reference)
                 try:
                     wanted = _outputs(reference, tried)
                 except Exception:  # whatever the user's code raises on what it is not made for
+                    reference = None
                     continue
                 taken.add(changed)
+                ran = tried
                 verdict.difference = _in_evaluation(reference, candidate, tried, wanted, before, verdict.notes)
                 if verdict.difference is not None:
                     break
             if changed not in taken:
                 continue
             if verdict.difference is not None and changed:
-                candidate = copy.deepcopy(graph).eval()
+                candidate, reference = copy.deepcopy(graph).eval(), None
                 verdict.fixed = (*verdict.fixed, *changed)
                 continue  # perhaps right for the shapes of the capture
             break
@@ -100,7 +103,8 @@ def compare(model: nn.Module, graph: GraphModule, inputs: tuple[Any, ...], secon
             elif time.monotonic() > ends:
                 verdict.notes.append(f"not compared in training: {seconds:.0f} s were over")
             else:
-                _compare_training(model, reference, graph, candidate, tried, verdict)
+                reference = evaluate(copy.deepcopy(model)) if reference is None else reference
+                _compare_training(model, reference, graph, candidate, ran, verdict)
     return verdict
 
 
@@ -394,7 +398,7 @@ def _training_difference(
     for name, gradient in wanted.gradients.items():
         if name not in found.gradients or name in computed:
             continue  # a layer with another name, or one that trains what the model computes from its parameters
-        a, b = (torch.zeros(()) if g is None else g.double() for g in (found.gradients[name], gradient))
+        a, b = (torch.zeros(()) if g is None else g.float() for g in (found.gradients[name], gradient))
         if float((a - b).abs().max()) > 1e-3 * largest:
             return f"the gradient of {name!r} differs"
     return None

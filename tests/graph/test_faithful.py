@@ -150,6 +150,18 @@ def test_a_size_that_is_read_is_checked_in_every_call():
         transformed(torch.zeros(2, 3, 12, 12))
 
 
+@pytest.mark.parametrize("refused", [(65, 63), (64, 64)], ids=["uneven", "even"])
+def test_a_size_that_the_model_refuses_is_passed_over(refused: tuple[int, int]):
+    class Refuses(NoiseInTraining):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if tuple(x.shape[-2:]) == refused:
+                raise RuntimeError("not of this size")
+            return super().forward(x)
+
+    with pytest.raises(CaptureError, match=r"in training Refuses .*outputs differ in training .*self\.training"):
+        fxfactor.capture(Refuses(), torch.zeros(2, 3, 128, 128))
+
+
 def test_what_no_output_depends_on_is_named_and_left_out():
     model = AnswersTooMany().train()
     graph = fxfactor.capture(model, X)
