@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
 from time import monotonic
@@ -27,6 +27,24 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
         yield from _with_bar(items, what, total)
     else:
         yield from _with_lines(items, what, total)
+
+
+def heartbeat(what: str) -> Callable[[], None]:
+    """A function for work whose length nobody knows: called again and again, it says now and then how long it has been.
+
+    It writes to what is stderr now, wherever stderr leads when it is called.
+    """
+    stream, hushed, started = sys.stderr, _hidden.get(), monotonic()
+    told = started
+
+    def beat() -> None:
+        nonlocal told
+        now = monotonic()
+        if not hushed and now - told >= BETWEEN_LINES_S:
+            told = now
+            print(f"{what}: {duration(now - started)} so far", file=stream, flush=True)
+
+    return beat
 
 
 def is_watched() -> bool:

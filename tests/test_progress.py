@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
+from contextlib import redirect_stderr
 
 import pytest
 
 from fxfactor import progress
-from fxfactor.progress import duration, hidden, time_left, track
+from fxfactor.progress import duration, heartbeat, hidden, time_left, track
 
 
 def test_items_come_one_by_one_and_nothing_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,6 +47,24 @@ def test_long_work_off_a_terminal_is_told_in_plain_lines(
         "fitting: 12% (1 of 8), 1 min 24 s left\nfitting: 38% (3 of 8), 40 s left\n"
         "fitting: 62% (5 of 8), 22 s left\nfitting: 88% (7 of 8), 7 s left\n"
     )
+
+
+def test_work_of_unknown_length_says_how_long_it_has_been_where_stderr_was(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter(range(0, 1000, 6))
+    monkeypatch.setattr(progress, "monotonic", lambda: float(next(clock)))
+    beat = heartbeat("exporting")
+    with redirect_stderr(io.StringIO()) as elsewhere:
+        for _ in range(4):
+            beat()
+    assert elsewhere.getvalue() == ""
+    assert capsys.readouterr().err == "exporting: 12 s so far\nexporting: 24 s so far\n"
+    with hidden():
+        beat = heartbeat("exporting")
+    for _ in range(4):
+        beat()
+    assert capsys.readouterr().err == ""
 
 
 def test_hidden_progress_says_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from fxfactor.graph.normalize import drop_idle, normalize
 from fxfactor.graph.questions import placeholders, shape_of
 from fxfactor.graph.refusals import inner_model, refuse_unready
 from fxfactor.graph.tracing import KEPT_WHOLE, silent, trace_around, trace_concrete, trace_export, trace_symbolic
+from fxfactor.progress import heartbeat
 
 ASSUMED = "fxfactor.assumed_input"
 """Key of `graph.meta` that is True where the input's size was inferred and not given."""
@@ -160,7 +162,9 @@ def _attempts(model: nn.Module, inputs: tuple[Any, ...] | None, refusals: list[s
             f"example inputs of shape {shapes} do not fit the network, {type(model).__name__} itself raises "
             f"{first_line(misfit)}. Pass example_inputs of a shape that its forward takes"
         )
-    ways = {"tracing with known shapes": trace_concrete, "torch.export": trace_export, AROUND: trace_around}
+    exporting = partial(trace_export, beat=heartbeat("tracing with torch.export"))
+    ways: dict[str, Callable[..., GraphModule]]
+    ways = {"tracing with known shapes": trace_concrete, "torch.export": exporting, AROUND: trace_around}
     for way, trace in ways.items():
         try:
             with silent():

@@ -17,7 +17,7 @@ import io
 import logging
 import operator
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import cache
 from typing import Any, cast
@@ -347,10 +347,11 @@ def _mark_random_drops(model: nn.Module) -> dict[str, nn.Module]:
     return drops
 
 
-def _limit_time(model: nn.Module, ends: float) -> None:
+def _limit_time(model: nn.Module, ends: float, beat: Callable[[], None]) -> None:
     """Let every call of a module look at the clock, in place."""
 
     def look(module: nn.Module, arguments: Any) -> None:
+        beat()
         if time.monotonic() > ends:
             raise CaptureError(f"took longer than {EXPORT_SECONDS:.0f} s, in {type(module).__name__}")
 
@@ -358,10 +359,13 @@ def _limit_time(model: nn.Module, ends: float) -> None:
         module.register_forward_pre_hook(look)
 
 
-def trace_export(model: nn.Module, inputs: tuple[Any, ...]) -> GraphModule:
-    """torch.export with an open batch size where the network allows it, as a flat graph of ATen operators."""
+def trace_export(model: nn.Module, inputs: tuple[Any, ...], beat: Callable[[], None] = lambda: None) -> GraphModule:
+    """torch.export with an open batch size where the network allows it, as a flat graph of ATen operators.
+
+    `beat` is called whenever a module of the model is.
+    """
     drops = _mark_random_drops(model)
-    _limit_time(model, time.monotonic() + EXPORT_SECONDS)
+    _limit_time(model, time.monotonic() + EXPORT_SECONDS, beat)
     # export takes a size of 1 for a constant, so it sees the inputs twice along the batch
     inputs = pytree.tree_map_only(Tensor, lambda x: torch.cat([x, x]) if x.dim() and x.shape[0] == 1 else x, inputs)
     dynamic = tuple({0: torch.export.Dim.AUTO} if isinstance(x, Tensor) and x.dim() else None for x in inputs)

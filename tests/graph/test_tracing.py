@@ -286,6 +286,18 @@ def test_a_refusal_says_why_each_way_failed():
         capture(model, torch.randn(IMAGE))
 
 
+def test_exporting_says_how_long_it_has_been(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fxfactor.progress.BETWEEN_LINES_S", 0.0)
+    monkeypatch.setattr("fxfactor.graph.capture.trace_concrete", trace_export)  # which prints into nothing
+    capture(ChannelLoop().eval(), torch.randn(1, 3, 8, 8))
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("fxfactor.graph.capture.trace_concrete", lambda *_: exec("raise ValueError"))
+    capture(ChannelLoop().eval(), torch.randn(1, 3, 8, 8))
+    assert "tracing with torch.export: 0 s so far" in capsys.readouterr().err
+
+
 def test_exporting_that_takes_too_long_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     image = torch.randn(1, 3, 8, 8)
     assert trace_export(ChannelLoop(), (image,)).graph.nodes
