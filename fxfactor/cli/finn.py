@@ -135,7 +135,7 @@ def prepare(
 @app.command()
 def simulate(
     file: File,
-    images: Annotated[Path, typer.Option(help=".npy file with images (N, C, H, W)")],
+    images: Annotated[Path, typer.Option(help='.npy file with images (N, C, H, W), or .npz file with "x"')],
     board: Annotated[str, BOARD] = "ZCU104",
     target_fps: Frames = "1000",
     clock_ns: ClockNs = 5.0,
@@ -157,7 +157,6 @@ def simulate(
 ) -> None:
     """Simulate FINN's hardware for FILE, clock by clock, and compare every word. Exit status 1 if one is wrong."""
     from fxfactor.files import new_file
-    from fxfactor.finn.process.load import load_array
     from fxfactor.finn.simulation.flow import simulate as run
 
     shared = {
@@ -171,7 +170,7 @@ def simulate(
     }
     depths: Any = int(fifo_depth) if fifo_depth is not None and fifo_depth.isdecimal() else fifo_depth
     result = _watched(
-        run, file, load_array(images), board, parse_frames(target_fps), clock_ns, fifo_depths=depths, **shared
+        run, file, _images_in(images), board, parse_frames(target_fps), clock_ns, fifo_depths=depths, **shared
     )
     Console().print(result)
     if output is not None:
@@ -221,7 +220,10 @@ def compare(
         str, typer.Argument(help="What FILE was exported from: a saved folder, or a network named as for transform")
     ],
     file: File,
-    images: Annotated[Path, typer.Argument(help=".npy file with images (N, C, H, W), as the network takes them")],
+    images: Annotated[
+        Path,
+        typer.Argument(help='.npy file with images (N, C, H, W), as the network takes them, or .npz file with "x"'),
+    ],
     max_images: Annotated[int, typer.Option(min=1, help="So many of them, at most.")] = 8,
     weights: Weights = None,
     pretrained: Pretrained = False,
@@ -245,7 +247,6 @@ def compare(
     from fxfactor.cli.networks import named_model
     from fxfactor.cli.saved import Naming, is_saved
     from fxfactor.finn.comparison import compare as run
-    from fxfactor.finn.process.load import load_array
 
     naming = Naming(model, trust_source, weights, pretrained)
     if is_saved(network):
@@ -254,7 +255,7 @@ def compare(
         naming.require_folder(network)
         found = named_model(network, weights, pretrained=pretrained)
     settings: dict[str, Any] = {"board": board, "python": python}
-    result = run(found, file, load_array(images)[:max_images], finn=finn, settings=settings)
+    result = run(found, file, _images_in(images)[:max_images], finn=finn, settings=settings)
     if as_json:
         print(result.to_json())
     else:
@@ -271,6 +272,12 @@ def _depths(file: Path) -> dict[str, int]:
         raise FinnError(
             f"required: what fxfactor finn simulate --output wrote; found: {str(file)!r} ({error}); write it anew"
         ) from error
+
+
+def _images_in(file: Path) -> Any:
+    from fxfactor.arrays import read_arrays
+
+    return read_arrays(file, ("x",), "images")[0].astype("float32")
 
 
 def _watched(run: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

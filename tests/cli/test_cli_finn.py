@@ -25,6 +25,9 @@ def test_where_accuracy_is_lost(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "small.onnx, 1 image " in out
     assert "grows most at" in out
     said = error_of(capsys, "finn", "compare", folder, file, folder, "--model", "cli_nets:small")
-    assert "required: an .npy file with images" in " ".join(said.split())
+    assert "cannot read the images" in " ".join(said.split())
+    np.savez("images.npz", x=np.load(images))
+    assert run("finn", "compare", "cli_nets:small", file, "images.npz", "--max-images", "1") == 0
+    assert " ".join(capsys.readouterr().out.split()) == out
     said = error_of(capsys, "finn", "compare", "cli_nets:small", file, images, "--model", "cli_nets:small")
     assert "there is no folder 'cli_nets:small'" in " ".join(said.split())

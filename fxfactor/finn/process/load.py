@@ -185,17 +185,3 @@ def as_array(values: Any, what: str) -> NDArray[Any]:
             f"required: {what}, tensors or arrays of numbers, the batch first; found: {type(values).__name__}; see its help()"
         )
     return array
-
-
-def load_array(file: str | Path) -> Array:
-    """The array in an .npy file as float32. Raises FinnError where there is none."""
-    path = Path(file)
-    if not path.is_file():
-        raise FinnError(f"required: an .npy file with images; found: nothing at {path}; write one with numpy.save")
-    try:
-        array: Array = np.load(path).astype(np.float32)
-    except (ValueError, AttributeError) as error:
-        raise FinnError(
-            f"required: an .npy file with images; found: {path} ({error}); write one with numpy.save"
-        ) from error
-    return array
