@@ -73,6 +73,18 @@ def explore(
     picture: Annotated[
         Path | None, typer.Option(help="Draw accuracy over BOPs: .png, .svg or .pdf.", metavar="FILE")
     ] = None,
+    best: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=N",
+            help="What the candidate for --output must have: accuracy or fps, at least N; bops, macs, weight_bits, lut, bram18 "
+            "or dsp, at most N; may be repeated. Without accuracy the most accurate is taken, with it the one of fewest BOPs.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Plan of the best candidate, for transform --plan.", metavar="FILE"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a network at every level and bit width: accuracy, MACs, BOPs, the Pareto front.
@@ -82,14 +94,22 @@ def explore(
       fxfactor explore my.nets:small --weights small.pth --images train.npy --validation test.npz
 
       fxfactor explore my.nets:small --images train.npy --validation test.npz --levels 0,2,depthwise --bits 8/4,4
+
+      fxfactor explore my.nets:small --images train.npy --validation test.npz --best accuracy=0.9 -o plan.json
     """
     from fxfactor.cli.images import read_images, read_labelled
     from fxfactor.cli.networks import current_folder_first, named_model
     from fxfactor.exploration.explore import explore as walk
     from fxfactor.exploration.explore import pairs_of, rungs_of
+    from fxfactor.exploration.result import cells, plan_of
 
     if picture is not None:
         require_place_for_file(picture, "drawing the exploration", (".png", ".svg", ".pdf"))
+    limits = _limits_of(best)
+    if output is not None:
+        require_place_for_file(output, "writing the plan", (".json",))
+    elif best is not None:
+        raise typer.BadParameter("--best says which plan is written: give --output FILE.json too")
     pictures = pictures_of(image_size, resize, mean, std)
     labelled = read_labelled(validation, pictures)
     batches = read_images(images, pictures, max_images)
@@ -121,6 +141,28 @@ def explore(
         show(result)
     if picture is not None:
         note(f"saved in {result.plot(picture)}")
+    if output is not None:
+        chosen = result.best(**limits)
+        plan_of(chosen).save(output)
+        note(f"saved in {output}: level {cells(chosen)[0]}, bits {cells(chosen)[1]}, metric {chosen.metric:.4f}")
+
+
+def _limits_of(words: list[str] | None) -> dict[str, float]:
+    """`["accuracy=0.9", "lut=65000"]` as arguments of `Exploration.best`."""
+    known = {
+        **{name: f"min_{name}" for name in ("accuracy", "fps")},
+        **{name: f"max_{name}" for name in ("bops", "macs", "weight_bits", "lut", "bram18", "dsp")},
+    }
+    found = {}
+    for word in words or ():
+        name, _, number = word.partition("=")
+        try:
+            found[known[name]] = float(number)
+        except (KeyError, ValueError) as error:
+            raise typer.BadParameter(
+                f"--best: NAME=N is required with one of {', '.join(known)}, such as accuracy=0.9; found {word!r}"
+            ) from error
+    return found
 
 
 class _Teller:

@@ -31,9 +31,39 @@ def test_explore_and_search_on_the_command_line(tmp_path: Path, monkeypatch: pyt
         assert ended.value.code in (0, None)
         return str(capsys.readouterr().out)
 
-    explored = run("explore", "small_net:net", "--images", "train.npy", "--validation", "test.npz", "--levels", "0,2-3",
-                   "--bits", "8/4,4")  # fmt: skip
+    grid = ("explore", "small_net:net", "--images", "train.npy", "--validation", "test.npz", "--levels", "0,2-3",
+            "--bits", "8/4,4")  # fmt: skip
+    explored = run(*grid)
     assert "6 of 6 evaluated" in explored
+    run(*grid, "-o", "most.json")
+    found = fxfactor.Exploration.read("explore.sqlite")
+    assert fxfactor.Plan.load("most.json") == fxfactor.Plan.from_json(found.best().plan or "")
+    asked: dict[str, float] = {}
+    real = fxfactor.Exploration.best
+
+    def best(exploration: fxfactor.Exploration, **limits: float) -> Any:
+        asked.update(limits)
+        return real(exploration, **limits)
+
+    monkeypatch.setattr(fxfactor.Exploration, "best", best)
+    run(*grid, "--best", "macs=400000", "--best", "accuracy=0.1", "--best", "weight_bits=1e6", "-o", "least.json")
+    assert asked == {"max_macs": 400000.0, "min_accuracy": 0.1, "max_weight_bits": 1e6}
+    assert fxfactor.Plan.load("least.json").layers
+    for wrong, code, message in (
+        (("--best", "accuracy=0.9"), 2, "give --output"),
+        (("--best", "speed=3", "-o", "plan.json"), 2, "--best: NAME=N is required"),
+        (("--best", "lut=few", "-o", "plan.json"), 2, "--best: NAME=N is required"),
+        (("-o", "plan.txt"), 1, "must end in .json"),
+        (("-o", "nowhere/plan.json"), 1, "nowhere"),
+        (("--best", "accuracy=2", "-o", "plan.json"), 1, "no candidate with a metric of at least 2"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main([*grid, *wrong])
+        said = capsys.readouterr()
+        assert ended.value.code == code
+        assert message in " ".join(said.err.split())
+        assert ("evaluated" in said.out) == ("accuracy=2" in wrong)  # else known before the work
+    assert not list(Path().glob("plan.*"))
     searched = run("search", "small_net:net", "--images", "train.npy", "--bops", "0.01", "--widths", "1,2", "-o",
                    "found.json")  # fmt: skip
     assert "block.conv1" in searched
