@@ -27,10 +27,13 @@ def run_local(setup: Setup, tasks: list[Task], workers: int) -> Iterator[Progres
     try:
         for _ in range(min(workers, len(tasks))):
             mine, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(data, theirs), daemon=True)
+            # the data comes later: a process that dies while it starts leaves `start` waiting for more than a pipe holds
+            process = context.Process(target=_work, args=(theirs,), daemon=True)
             process.start()
             theirs.close()  # so that a worker that dies ends the connection, whatever it was about to say
             processes[mine] = process
+        for pipe, process in processes.items():
+            _send(pipe, process, data)
         working = set(processes)
         while working:
             for ready in wait(list(working)):
@@ -39,9 +42,9 @@ def run_local(setup: Setup, tasks: list[Task], workers: int) -> Iterator[Progres
                 if message is not None:
                     yield message
                 elif left:
-                    connection.send(left.pop(0))
+                    _send(connection, processes[connection], pickle.dumps(left.pop(0)))
                 else:
-                    connection.send(None)
+                    _send(connection, processes[connection], pickle.dumps(None))
                     working.remove(connection)
     finally:
         for connection, process in processes.items():
@@ -50,28 +53,40 @@ def run_local(setup: Setup, tasks: list[Task], workers: int) -> Iterator[Progres
             connection.close()
 
 
+def _send(connection: Any, process: Any, data: bytes) -> None:
+    """Hand something pickled to a worker."""
+    try:
+        connection.send_bytes(data)
+    except (BrokenPipeError, ConnectionResetError):
+        raise _ended(process) from None
+
+
+def _ended(process: Any) -> FxfactorError:
+    process.join()
+    return FxfactorError(
+        f"a worker process ended with exit code {process.exitcode} (-9: killed, often for memory); every candidate so "
+        "far is kept: call explore again with the same arguments, with fewer workers perhaps"
+    )
+
+
 def _receive(connection: Any, process: Any) -> Any:
     """A step that a worker has to report, or None where it asks for a rung."""
     try:
         message = connection.recv()
     except (EOFError, ConnectionResetError):
-        process.join()
-        raise FxfactorError(
-            f"a worker process ended with exit code {process.exitcode} (-9: killed, often for memory); every candidate so "
-            "far is kept: call explore again with the same arguments, with fewer workers perhaps"
-        ) from None
+        raise _ended(process) from None
     if isinstance(message, BaseException):
         raise message
     return message
 
 
-def _work(data: bytes, connection: Any) -> None:
-    """What a process does: ask for rungs until there is none left."""
+def _work(connection: Any) -> None:
+    """What a process does: take the setup, then ask for rungs until there is none left."""
     import torch
 
     torch.set_num_threads(1)
     try:
-        walk = RungWalk(pickle.loads(data))
+        walk = RungWalk(pickle.loads(connection.recv_bytes()))
         connection.send(None)
         for task in iter(connection.recv, None):
             for step in _steps(walk, task):

@@ -52,3 +52,16 @@ def test_ray_is_asked_for_where_it_is_missing(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(PreconditionError, match="needs Ray, which is not installed; run pip install ray"):
         explore(tmp_path / "state", engine="ray")
+
+
+def test_a_worker_that_dies_while_it_starts_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is killed before it has read what it shall do, as by a machine that is out of memory."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\nif '--multiprocessing-fork' in sys.orig_argv:\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    known = os.environ.get("PYTHONPATH")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(tmp_path), str(Path(__file__).parent), known))))
+    with pytest.raises(FxfactorError, match="a worker process ended with exit code -9"):
+        explore(tmp_path / "state", workers=2)
+    assert not multiprocessing.active_children()
+    assert len(explore(tmp_path / "state").candidates) == 6
