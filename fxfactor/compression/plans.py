@@ -17,7 +17,7 @@ from fxfactor.graph.capture import capture
 from fxfactor.plan.ladder import Level
 from fxfactor.plan.plan import Plan
 from fxfactor.planning.board import board_has, price_space
-from fxfactor.planning.plans import best_plan, options_of
+from fxfactor.planning.plans import best_plan, options_of, require_place
 from fxfactor.planning.sensitivity import Measure, SiteErrors, measure_errors
 from fxfactor.planning.space import Space, space_of
 
@@ -152,8 +152,7 @@ class _Priced:
         self._require(kind, self.at(target, smallest=True), target)
 
     def _require(self, kind: str, priced: Space, target: Target) -> None:
-        nothing_lost = {name: _NoErrors() for name in priced.shapes}
-        best_plan(_of_kind(priced, kind), nothing_lost, _limits(target), _MEASURE, self.join_bits)  # type: ignore[arg-type]
+        require_place(_of_kind(priced, kind), _limits(target), self.join_bits)
 
 
 def _with_fewest_bits(space: Space) -> Space:
@@ -181,14 +180,6 @@ def with_shares(space: Space, target: Target) -> Space:
         for key, prices in space.hardware.items()
     }
     return replace(space, hardware=hardware)
-
-
-class _NoErrors(SiteErrors):
-    """Stands for errors that are not measured yet."""
-
-    def of(self, *given: object) -> float:
-        """None."""
-        return 0.0
 
 
 def _front(

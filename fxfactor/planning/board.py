@@ -43,6 +43,7 @@ from fxfactor.pipeline import Pipeline
 from fxfactor.plan.budget import UNITS, Budget
 from fxfactor.plan.layer_plan import LayerPlan
 from fxfactor.plan.plan import Plan
+from fxfactor.planning.plans import require_place
 from fxfactor.planning.space import Shape, Space
 from fxfactor.quantization.brevitas_layers import is_signed
 from fxfactor.quantization.levels import integer_range, rounded_weight
@@ -52,6 +53,8 @@ SUMMED = ("lut", "bram", "dsp", "uram")
 _IN_TARGET = {"bram": "bram18"}
 """Names of a budget's resources in the limits of a target, where they differ."""
 _MOST_ATTEMPTS = 8
+_OVERRATED = 1.5
+"""How much more than the whole network its sites may seem to take, at most."""
 
 Forms = Mapping[str, tuple[Chain, ...]]
 """The hardware layers of one layer, in each way that it can be built; "block" where there is but one."""
@@ -182,16 +185,33 @@ def plan_within(
     return replace(plan, explanation=replace(why, budget=dict(limits), totals={**why.totals, **whole}, target=told))
 
 
+def require_place_for_sites(space: Space, limits: Mapping[str, float], join_bits: int) -> None:
+    """Raise PreconditionError where `plan_within` would find no plan to begin with, whatever the choices lose."""
+    try:
+        require_place(space, _more(limits, _OVERRATED), join_bits)
+    except PreconditionError:
+        try:
+            require_place(space, limits, join_bits)
+        except PreconditionError as error:
+            raise PreconditionError(
+                f"{error}; or lower join_bits, ask for fewer frames/s or choose a larger board"
+            ) from None
+
+
 def _within(whole: Prices, limits: Mapping[str, float]) -> bool:
     return all(whole[name] <= limit for name, limit in limits.items() if name in whole)
 
 
 def _first(limits: Mapping[str, float], quick: Callable[[Mapping[str, float]], Plan]) -> Plan:
     """A plan of about half the limits if there is one; of more than all where the sum over the sites overrates it."""
-    for share in (0.5, 0.75, 1.0, 1.5):
+    for share in (0.5, 0.75, 1.0, _OVERRATED):
         with suppress(PreconditionError):
-            return quick({name: limit * share if name in SUMMED else limit for name, limit in limits.items()})
+            return quick(_more(limits, share))
     return quick(limits)
+
+
+def _more(limits: Mapping[str, float], share: float) -> dict[str, float]:
+    return {name: limit * share if name in SUMMED else limit for name, limit in limits.items()}
 
 
 class HardwareLayers:

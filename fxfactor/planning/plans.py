@@ -66,6 +66,19 @@ def best_plan(
     return _plan(options, solve(options, limits), limits, space, measure, join_bits)
 
 
+def require_place(space: Space, limits: Mapping[str, float], join_bits: Bits) -> None:
+    """Raise PreconditionError where no choices are within the limits: costs tell, before any loss is measured."""
+    best_plan(space, {name: _NoErrors() for name in space.shapes}, limits, "both", join_bits)
+
+
+class _NoErrors(SiteErrors):
+    """Stands for errors that are not measured yet."""
+
+    def of(self, *given: object) -> float:
+        """None."""
+        return 0.0
+
+
 def uniform_plan(
     space: Space, errors: dict[str, SiteErrors], limits: Mapping[str, float], measure: Measure, join_bits: Bits
 ) -> Iterator[Plan]:

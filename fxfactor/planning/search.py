@@ -21,7 +21,7 @@ from fxfactor.graph.watching import images_of
 from fxfactor.plan.budget import HARDWARE, UNITS, Budget
 from fxfactor.plan.ladder import Level
 from fxfactor.plan.plan import Plan
-from fxfactor.planning.plans import best_plan, candidates, closest
+from fxfactor.planning.plans import best_plan, candidates, closest, require_place
 from fxfactor.planning.sensitivity import MEASURES, Measure, measure_errors
 from fxfactor.planning.space import space_of
 from fxfactor.quantization.levels import Bits
@@ -77,8 +77,8 @@ def search(
     interpreter of an environment with finn-plus, this one if not given.
 
     The losses are measured with one layer changed at a time, and added; the program on top is solved to optimality.
-    Raises PreconditionError where nothing meets the budget, on values out of range, and without images; FinnError where
-    FINN is missing or refuses.
+    Raises PreconditionError where nothing meets the budget (known before any loss is measured), on values out of range, and
+    without images; FinnError where FINN is missing or refuses.
     """
     measures = _checked((measure,) if isinstance(measure, str) else tuple(measure))
     target = _target(budget, board, clock_ns, target_fps, python)
@@ -100,13 +100,16 @@ def search(
         join_bits = None
     if target is None:
         limits = budget.limits(space.whole)
+        require_place(space, limits, join_bits)
         errors = measure_errors(graph, batches, space)
         return closest(model, candidates(space, errors, limits, measures, join_bits), batches)
-    from fxfactor.planning.board import board_limits, plan_within, price_space
+    from fxfactor.planning.board import board_limits, plan_within, price_space, require_place_for_sites
 
     if join_bits is None:
         raise PreconditionError("FINN computes in integers; give join_bits and bits, not None, with a board")
     space = price_space(graph, space, target, join_bits)
+    within = board_limits(budget, space.whole, target)
+    require_place_for_sites(space, within, join_bits)
     errors = measure_errors(graph, batches, space)
 
     def quick(limits: Mapping[str, float]) -> Plan:
@@ -115,7 +118,7 @@ def search(
     def thorough(limits: Mapping[str, float]) -> Plan:
         return closest(model, candidates(space, errors, limits, measures, join_bits), batches)
 
-    return plan_within(board_limits(budget, space.whole, target), quick, thorough, model, batches[0][:1], target)
+    return plan_within(within, quick, thorough, model, batches[0][:1], target)
 
 
 def _target(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from networks import ResidualNet, random_batches, randomized
 
@@ -53,3 +55,25 @@ def test_refusals() -> None:
         fxfactor.search(model, random_batches(), Budget(bops=1000))
     with pytest.raises(PreconditionError, match=r"Budget\(lut=…\)"):
         fxfactor.search(model, random_batches(), Budget(lut=0.5))
+
+
+@pytest.mark.parametrize(
+    ("budget", "settings", "message"),
+    [
+        (Budget(bops=1000), {}, "no choice meets the budget: at most 1,000 BOPs where the least is .*; raise the budget"),
+        pytest.param(
+            Budget(lut=100), {"board": "Pynq-Z2", "bits": (2, 4), "levels": (0, 2)},
+            "at most 100 look-up tables where the least is .*; or lower join_bits, ask for fewer frames/s or choose a larger board",
+            marks=pytest.mark.finn,
+        ),
+    ],
+)  # fmt: skip
+def test_a_budget_that_nothing_meets_is_known_before_anything_is_measured(
+    budget: Budget, settings: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*_: Any) -> None:
+        raise AssertionError("measured before the costs were compared with the budget")
+
+    monkeypatch.setattr("fxfactor.planning.search.measure_errors", measured)
+    with pytest.raises(PreconditionError, match=message):
+        fxfactor.search(randomized(ResidualNet(16)), random_batches(), budget, **settings)
