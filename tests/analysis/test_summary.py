@@ -125,3 +125,9 @@ def test_wider_factors_and_groups_are_described() -> None:
     assert [row.after for row in rows] == ["", "g4 mid 24 + 1×1 g2", "g4 mid 24 + 1×1"]
     assert "first convolution" in rows[0].note
     assert [row.macs_before for row in rows] == [3 * 16 * 144, 16 * 8 * 9 * 100, 16 * 16 * 5 * 60]
+
+
+@pytest.mark.parametrize(("width", "macs"), [(1000, "10.0"), (990, "9.90")])
+def test_three_digits_are_printed(width: int, macs: str) -> None:
+    graph = fxfactor.capture(nn.Conv2d(10, 10, 1, bias=False).eval(), torch.zeros(1, 10, 100, width))
+    assert f"MACs {macs} M (100%)" in str(fxfactor.summary(graph, show=False))
