@@ -86,6 +86,7 @@ def candidates(compressed: Mapping[str, Any]) -> Figure:
             axis.scatter([taken[resource]], [100 * taken["metric"]], s=120, marker="o", edgecolors=AFTER, facecolors="none",
                          linewidths=1.6, label="taken")  # fmt: skip
             axis.set_xlabel(label)
+            axis.locator_params("x", nbins=5)
             axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.2f}" if 0 < value < 10 else f"{value:,.0f}")
             axis.grid()
             axis.set_axisbelow(True)

@@ -10,6 +10,7 @@ CSS = """
         --accent: #1f6fb2; --bad: #b3381f; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e3e9ef; --soft: #9aa9b8; --paper: #14191f; --card: #1e262f;
         --line: #34404d; --accent: #6db3ec; --bad: #ff8a6b; } }
+@media screen and (max-width: 40rem) { figure svg { min-width: 36rem; } }
 @media print { :root { color-scheme: light; --ink: #000; --soft: #444; --paper: #fff; --card: #f4f4f4; --line: #bbb;
         --accent: #004a87; --bad: #a02000; } }
 * { box-sizing: border-box; }
@@ -19,7 +20,7 @@ h1 { font-size: 1.7rem; margin: 0 0 .2rem; } h2 { font-size: 1.25rem; margin: 2.
        border-top: 1px solid var(--line); } h3 { font-size: 1rem; margin: 1.4rem 0 .3rem; }
 p { max-width: 62rem; margin: .4rem 0; } .soft { color: var(--soft); } a { color: var(--accent); }
 nav { margin: .6rem 0 0; display: flex; flex-wrap: wrap; gap: .2rem 1rem; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); gap: .7rem; margin: 1rem 0; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .7rem; margin: 1rem 0; }
 .card { background: var(--card); border-radius: .5rem; padding: .6rem .8rem; }
 .card b { display: block; font-size: 1.3rem; line-height: 1.3; } .card span { color: var(--soft); font-size: .85rem; }
 .scroll { overflow-x: auto; }
@@ -57,7 +58,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1,
         + "</tr>"
         for row in rows
     )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'.replace(
+    return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'.replace(
         ' class=""', ""
     )
 
@@ -72,7 +73,7 @@ def cards(facts: Iterable[tuple[str, str, str]]) -> str:
 
 def figure(svg: str, caption: str) -> str:
     """A picture under what it shows."""
-    return f'<figure><figcaption>{escape(caption)}</figcaption><div class="scroll">{svg}</div></figure>'
+    return f'<figure><figcaption>{escape(caption)}</figcaption><div class="scroll" tabindex="0">{svg}</div></figure>'
 
 
 def folded(title: str, content: str) -> str:
