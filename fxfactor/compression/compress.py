@@ -55,7 +55,7 @@ def compress(
     tolerance: float | None = None,
     images: int = 512,
     learning_rate: float = 2e-3,
-    label_weight: float = 1.0,
+    label_weight: float = 0.0,
     augment: Augment | None = None,
     seed: int = 0,
     python: str | Path | None = None,
@@ -63,7 +63,8 @@ def compress(
 ) -> Compressed:
     """Find the factorized, quantized network for a board, train it, and write what its bitstream is built from.
 
-    Before: a trained network; `train`, batches (images, labels) that can be gone through again and again; `validation`, what
+    Before: a trained network; `train`, batches of images, or (images, labels), that can be gone through again and again (labels
+    are not looked at where `label_weight` is 0, as it is if not given); `validation`, what
     `metric(network, validation)` gets (larger is better; top-1 accuracy of batches (images, labels) if nothing is given).
     After, in `folder`: best/ (`fxfactor.load` reads it), plan.json, model.onnx, build/ (`fxfactor.finn.prepare`), result.json
     with all rows. The model itself is not changed.
