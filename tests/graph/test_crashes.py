@@ -118,10 +118,41 @@ class Einsum(Small):
         return self.l(torch.einsum("nchw,cd->ndhw", self.body(x), self.w).mean((2, 3)))
 
 
+class Encoder(Small):
+    def __init__(self) -> None:
+        super().__init__()
+        self.t = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.l(self.t(self.body(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+class Deformed(Small):
+    def __init__(self) -> None:
+        from torchvision.ops import DeformConv2d
+
+        super().__init__()
+        self.offsets = nn.Conv2d(16, 18, 1)
+        self.t = DeformConv2d(16, 16, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(x)
+        return self.l(self.t(h, self.offsets(h)).mean((2, 3)))
+
+
 @pytest.mark.parametrize(
-    ("build", "kept"), [(Recurrent, "t (LSTM)"), (Attention, "t (MultiheadAttention)"), (Einsum, "einsum (einsum)")]
+    ("build", "kept"),
+    [
+        (Recurrent, "t (LSTM)"),
+        (Attention, "t (MultiheadAttention)"),
+        (Einsum, "einsum (einsum)"),
+        (Encoder, "t (TransformerEncoderLayer)"),
+        (Deformed, "t (deform_conv2d)"),
+    ],
 )
 def test_what_no_pass_knows_is_kept_whole_and_listed(build: Callable[[], nn.Module], kept: str):
+    if build is Deformed:
+        pytest.importorskip("torchvision")
     model = build().eval()
     transformed = fxfactor.transform(model, level=3, bits=8, example_inputs=X)
     found = fxfactor.summary(transformed, show=False)
