@@ -6,6 +6,7 @@ Each step is a function over the whole graph, in the order of `normalize`.
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 from collections.abc import Callable
 from typing import Any, cast
@@ -127,10 +128,18 @@ def _make_out_of_place(node: Node) -> bool:
         return True
     if node.op != "call_function":
         return False
+    if not node.users and _is_users_own(node.target):
+        return bool(node.args) and isinstance(node.args[0], Node)  # called for what it does to its first argument
     other = _IN_PLACE_OPERATORS.get(cast(Any, node.target)) or _functional_twin(node.target)
     if other is not None:
         node.target = other
     return other is not None
+
+
+def _is_users_own(function: Any) -> bool:
+    """Whether it is a function of somebody's own that tracing did not look into (torch.fx.wrap)."""
+    package = (getattr(function, "__module__", None) or "torch").partition(".")[0]
+    return inspect.isfunction(function) and package not in ("torch", "operator", "fxfactor")
 
 
 def _functional_twin(target: Any) -> Callable[..., Any] | None:

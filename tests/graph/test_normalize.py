@@ -43,6 +43,27 @@ def test_in_place_operations_change_what_comes_after():
     assert difference_in_float64(capture(model, torch.randn(IMAGE)), model, IMAGE) < 1e-12
 
 
+def add_in_place(x, y):
+    """What tracing does not look into, and callers use for what it does to `x` (as in torchvision's MViT)."""
+    x += y
+    return x
+
+
+torch.fx.wrap("add_in_place")
+
+
+def test_a_function_that_is_called_for_what_it_does_is_kept():
+    def forward(m, x):
+        y = m.a(x)
+        add_in_place(y, 3.0)
+        return m.b(y) + y
+
+    model = Lambda(forward, a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(4, 4, 1))
+    graph = capture(model, torch.randn(IMAGE))
+    assert any(node.target is add_in_place for node in graph.graph.nodes)
+    assert difference_in_float64(graph, model, IMAGE) < 1e-12
+
+
 def test_numbers_do_not_change_in_place():
     def forward(m, x):
         old = new = x.size(0)
