@@ -44,13 +44,14 @@ def from_torchvision() -> Iterator[Network]:
     """Every model that torchvision lists."""
     from torchvision import models
 
-    large = ("vit", "swin", "maxvit", "mvit")
+    large = ("vit", "swin", "maxvit", "mvit", "s3d")
     for name in models.list_models():
         builder = models.get_model_builder(name)
         kind = builder.__module__.split(".")[2]
         size = 224 if name.startswith(large) else 128 if name.startswith(("inception", "quantized_inception")) else 96
         if kind == "detection":
-            yield f"{name} (backbone)", lambda builder=builder: _backbone(builder), (1, 3, 128, 128)
+            size = 300 if name.startswith("ssd") else 128
+            yield f"{name} (backbone)", lambda builder=builder: _backbone(builder), (1, 3, size, size)
         elif kind == "video":
             frames = 16 if name.startswith(("mvit", "swin3d", "s3d")) else 8
             yield name, lambda builder=builder: builder(weights=None), (1, 3, frames, size, size)

@@ -202,6 +202,8 @@ def _unify_padded_shortcut(graph: GraphModule) -> None:
         with_zeros = (bound.get("mode", "constant"), bound.get("value") or 0) == ("constant", 0)
         if not with_zeros or not isinstance(pad, list | tuple) or len(pad) != 6 or any(pad[:4]) or min(pad) < 0:
             continue
+        if len(shape_of(node)) != 4 or not any(pad):  # of videos it would be time that is padded, as often by nothing
+            continue
         stride = _subsampling(source)
         origin = source if stride is None else source.args[0]
         channels, after = shape_of(origin)[1], shape_of(node)[1]

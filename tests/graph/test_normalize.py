@@ -146,3 +146,18 @@ def test_a_weight_computed_twice_the_same_way_is_one_layer():
     first, second, other = (node.target for node, _ in layers(graph))
     assert first == second != other
     assert difference_in_float64(graph, model, (1, 4, 16, 16)) < 1e-12
+
+
+@pytest.mark.parametrize("pad", [(0, 0, 0, 0, 0, 0), (0, 0, 0, 0, 0, 1)])
+def test_padding_a_video_in_time_is_no_shortcut(pad):
+    """As VideoSwin pads to whole patches, often by nothing."""
+    model = Lambda(lambda m, x: m.a(F.pad(x, pad)), a=nn.Conv3d(3, 4, 3))
+    shape = (2, 3, 4, 9, 9)
+    graph = capture(model, torch.randn(shape))
+    assert kinds(graph) == ["Conv3d"]
+    assert difference_in_float64(graph, model, shape) < 1e-12
+
+
+def test_padding_an_image_by_nothing_is_no_shortcut():
+    model = Lambda(lambda m, x: m.a(F.pad(x, (0, 0, 0, 0, 0, 0))), a=nn.Conv2d(3, 4, 3))
+    assert kinds(capture(model, torch.randn(IMAGE))) == ["Conv2d"]
