@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fxfactor.compression.plans import Choices, is_whole, plans_for
-from fxfactor.compression.result import Compressed, Row, best_half, front_of, taken
+from fxfactor.compression.result import Compressed, Row, best_half, best_rows, front_of, taken
 from fxfactor.compression.state_file import Store
 from fxfactor.errors import FxfactorError, InfeasibleError
 from fxfactor.exploration.rung import Metric
@@ -91,13 +91,16 @@ class Run:
                 self._row(name, texts[name], stage, more, epochs)
                 for name in track([name for name in texts if name in names], what)
             ]
+            judged = [row for row in best_rows([*rows, *found]) if row.name in names]  # a short training may do harm
             is_last = stage == len(self.training.stages)
             if is_last:
-                names = {row.name for row in front_of(found)}
+                names = {row.name for row in front_of(judged)}
             elif stage == 0:  # what factors lose before training says little about what they lose after it
-                names = set().union(*(best_half([row for row in found if row.whole == kind]) for kind in (True, False)))
+                names = set().union(
+                    *(best_half([row for row in judged if row.whole == kind]) for kind in (True, False))
+                )
             else:
-                names = best_half(found)
+                names = best_half(judged)
             rows += [replace(row, kept=row.name in names) for row in found]
             if not names:
                 raise self._nothing_fits(found)

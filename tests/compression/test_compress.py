@@ -197,6 +197,15 @@ def test_training_that_makes_it_worse_is_taken_back(
     assert float(next(freeze(network).parameters()).detach().sum()) == pytest.approx(found.best.metric, rel=1e-4)
 
 
+def test_a_candidate_that_a_short_training_made_worse_is_judged_by_what_it_was(world: World, tmp_path: Path) -> None:
+    order = ["whole 1", "whole 2", "factorized 1", "factorized 2"]
+    metrics = iter([0.95, *(0.9, 0.5, 0.8, 0.2), *(0.1, 0.7), 0.85])
+    found = fxfactor.compress(small(), TRAIN, None, tmp_path, epochs=4, metric=lambda *_: next(metrics))
+    stages = [[row.name for row in found.rows if row.epochs == epochs] for epochs in (0, 1, 4)]
+    assert stages == [order, ["whole 1", "factorized 1"], ["whole 1"]]
+    assert (found.best.name, found.best.epochs) == ("whole 1", 0)
+
+
 def test_without_epochs_candidates_are_compared_as_they_are(world: World, tmp_path: Path) -> None:
     found = run(world, tmp_path, epochs=0)
     assert len(found.rows) == 4
