@@ -7,7 +7,7 @@
 
 Networks have random weights. Each runs in a process of its own, with a limit of time and parameters. A row says for every step
 "ok", "refused" (an error of ours, which is printed), "raw" (any other error) or "wrong" (other numbers than the original's); the
-steps behind a refusal are empty. Detectors are tried by their backbones; quantizable networks are expected to be refused.
+steps behind a refusal are empty. Detectors are tried by their backbones and heads.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def from_torchvision() -> Iterator[Network]:
         kind = builder.__module__.split(".")[2]
         size = 224 if name.startswith(large) else 128 if name.startswith(("inception", "quantized_inception")) else 96
         if kind == "detection":
-            size = 300 if name.startswith("ssd") else 128
-            yield f"{name} (backbone)", lambda builder=builder: _backbone(builder), (1, 3, size, size)
+            size = 300 if name.startswith("ssd") else 256 if name.startswith("fasterrcnn_mobilenet") else 128
+            yield f"{name} (backbone and heads)", lambda builder=builder: _Detector(builder), (1, 3, size, size)
         elif kind == "video":
             frames = 16 if name.startswith(("mvit", "swin3d", "s3d")) else 8
             yield name, lambda builder=builder: builder(weights=None), (1, 3, frames, size, size)
@@ -64,9 +64,23 @@ def from_torchvision() -> Iterator[Network]:
             yield name, lambda builder=builder, extra=extra: builder(weights=None, **extra), (1, 3, size, size)
 
 
-def _backbone(builder: Callable[..., Any]) -> nn.Module:
-    found: nn.Module = builder(weights=None, weights_backbone=None).backbone
-    return found
+class _Detector(nn.Module):
+    """Backbone and heads of a detector: all of it but what chooses boxes by their values."""
+
+    def __init__(self, builder: Callable[..., Any]) -> None:
+        super().__init__()
+        detector = builder(weights=None, weights_backbone=None)
+        self.backbone = detector.backbone
+        self.head = detector.head if hasattr(detector, "head") else detector.rpn.head
+        regions = getattr(detector, "roi_heads", None)
+        self.of_regions = None if regions is None else nn.Sequential(regions.box_head, regions.box_predictor)
+
+    def forward(self, x: Tensor) -> Any:
+        """What the heads give for every place, and for one region of each image."""
+        features = self.backbone(x)
+        features = [features] if isinstance(features, Tensor) else list(features.values())
+        found = self.head(features)
+        return found if self.of_regions is None else (found, self.of_regions(features[0][:, :, :7, :7]))
 
 
 class _OfOne(nn.Module):
