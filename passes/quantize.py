@@ -32,7 +32,7 @@ from fxfactor.graph.dataflow import (
 from fxfactor.pipeline import Change, Pass, Skip
 from fxfactor.plan.ladder import check_bits
 from fxfactor.plan.layer_plan import LayerPlan
-from fxfactor.plan.plan import Plan
+from fxfactor.plan.plan import JOIN_BITS, Plan
 from fxfactor.quantization.batch_norm_statistics import histogram_of, propagate_statistics
 from fxfactor.quantization.brevitas_layers import is_quantized_layer, make_quantizer, quantize_layer
 from fxfactor.quantization.histogram import Histogram, best_limit
@@ -89,6 +89,7 @@ class Quantize(Pass):
         placement = _Placement(graph, plan)
         yield from _quantize_weights(graph, plan)
         yield from placement.insert()
+        graph.meta[JOIN_BITS] = plan.join_bits
 
 
 def _quantize_weights(graph: GraphModule, plan: Plan) -> Iterator[Change | Skip]:

@@ -251,11 +251,18 @@ def _require_possible(name: str, layer: LayerPlan, conv: nn.Module) -> None:
         )
 
 
+JOIN_BITS = "fxfactor.join_bits"
+"""Key of `graph.meta` under which `passes.Quantize` notes the join_bits that it was given."""
+
+
 def _join_bits(graph: GraphModule) -> int | None:
-    """Bits of the quantizers that feed no layer directly: those before additions, concatenations and poolings."""
+    """What was noted, else the most bits of quantizers before additions, concatenations and poolings alone; None without any.
+
+    The bits themselves tell less: what a layer reads behind such a join is as wide as the layer wants.
+    """
     found = []
     for node in graph.graph.nodes:
         module = module_of(node)
         if is_quantizer(module) and not any(is_layer(user) for user in consumers(node)):
             found.append(bits_of(module) or 0)
-    return max(found, default=None)
+    return graph.meta.get(JOIN_BITS, max(found)) if found else None

@@ -69,6 +69,29 @@ def test_between_factors_are_the_bits_that_the_layer_asked_for(tmp_path):
     assert torch.equal(again.eval()(images), graph.eval()(images))
 
 
+class HalvesMeet(nn.Module):
+    """As iRevNet: one half of the images enters the first layer, the other an addition behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner = nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1)
+        self.last = nn.Conv2d(2, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        left, right = torch.chunk(x, 2, dim=1)
+        y = self.first(right) + left
+        return self.last((self.inner(y) + y).relu())
+
+
+def test_bits_of_joins_are_those_that_were_asked_for(tmp_path):
+    model, images = randomized(HalvesMeet()), torch.randn(2, 4, 8, 8)
+    graph = transform(model, level=0, bits=4, example_inputs=images)
+    assert Plan.of(graph).join_bits == 4
+    again = load(save(graph, tmp_path / "net"), model)
+    assert torch.equal(again.eval()(images), graph.eval()(images))
+    assert Plan.of(again) == Plan.of(graph)
+
+
 def change_notes(folder, change):
     """Write the notes beside the weights anew, changed in place by `change`."""
     with safe_open(folder / "model.safetensors", "pt") as file:
