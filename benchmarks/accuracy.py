@@ -90,7 +90,7 @@ def steps_of(model: nn.Module, train: tuple[Tensor, Tensor], options: argparse.N
         torch.manual_seed(options.seed)
         loader = DataLoader(TensorDataset(*train), batch_size=64, shuffle=True)
         finetune(graph, loader, teacher=model, epochs=options.epochs, augment=flip_and_shift, seed=options.seed,
-                 learning_rate=options.learning_rate)  # fmt: skip
+                 learning_rate=options.learning_rate, batch_norm=options.batch_norm)  # fmt: skip
         yield "fine-tuned", graph
 
 
@@ -180,6 +180,7 @@ def main() -> None:
     parser.add_argument("--no-mix", dest="mix", action="store_false", help="images flipped and shifted only")
     parser.add_argument("--epochs", type=int, default=0, help="epochs of fine-tuning on all training images")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--batch-norm", default="updated", help="fixed or updated; the tables were made with updated")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="append the rows to this file, one JSON object a line")

@@ -72,7 +72,8 @@ def steps_of(
         finetune(
             graph, DataLoader(TensorDataset(*train), batch_size=options.batch_size, shuffle=True, drop_last=True),
             teacher=model, epochs=epochs, augment=flip_and_shift, seed=options.seed, learning_rate=options.learning_rate,
-            label_weight=options.label_weight, checkpoint=options.out and options.out / f"{number}-{bits}bits",
+            label_weight=options.label_weight, batch_norm=options.batch_norm,
+            checkpoint=options.out and options.out / f"{number}-{bits}bits",
         )  # fmt: skip
         yield f"{'fp32' if bits == 32 else f'W{bits}A{bits}'}, fine-tuned for {epochs} epochs", graph
         continue_from(factorized, graph)
@@ -120,6 +121,7 @@ def main() -> None:
     parser.add_argument(
         "--hold-out", action="store_true", help="judge on 2,000 training images that are not trained on"
     )
+    parser.add_argument("--batch-norm", default="updated", help="fixed or updated; the tables were made with updated")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="folder for checkpoints and rows.jsonl")
