@@ -43,7 +43,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "export": {"target": "qonnx", "example_inputs": None},
     "finetune": {
-        "teacher": None, "epochs": 2, "learning_rate": 2e-3, "label_weight": 0.0, "augment": None, "seed": 0, "checkpoint": None,
+        "teacher": None, "epochs": 2, "learning_rate": 2e-3, "label_weight": 0.0, "augment": None,
+        "batch_norm": "fixed", "seed": 0, "checkpoint": None,
     },
     "groups_at": {"original_groups": 1},
     "reconstruct": {
