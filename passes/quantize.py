@@ -89,7 +89,8 @@ class Quantize(Pass):
         placement = _Placement(graph, plan)
         yield from _quantize_weights(graph, plan)
         yield from placement.insert()
-        graph.meta[JOIN_BITS] = plan.join_bits
+        if plan.join_bits is not None:  # weights alone leave the joins as they were
+            graph.meta[JOIN_BITS] = plan.join_bits
 
 
 def _quantize_weights(graph: GraphModule, plan: Plan) -> Iterator[Change | Skip]:

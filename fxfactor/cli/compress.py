@@ -83,6 +83,7 @@ def compress(
 
     if any(isinstance(each, tuple) for each in bits):
         raise typer.BadParameter("bits of weights and activations are chosen one by one here; give ints, like 2,4,8")
+    frames, limits = parse_frames(target_fps), parse_limits(limit)
     pictures = pictures_of(image_size, resize, mean, std)
     found = run(
         named_model(source, weights, pretrained=pretrained, device=device),
@@ -90,9 +91,9 @@ def compress(
         read_labelled(validation, pictures, batch_size),
         output,
         board=board,
-        target_fps=parse_frames(target_fps),
+        target_fps=frames,
         clock_ns=clock_ns,
-        limits=parse_limits(limit),
+        limits=limits,
         epochs=epochs,
         plans=plans,
         levels=levels,

@@ -53,9 +53,11 @@ def test_the_highest_speed_may_be_asked_for(told: dict[str, Any], capsys: pytest
     assert run(*COMMAND, "--target-fps", "max", "--tolerance", "0.02") == 0
     assert (told["target_fps"], told["tolerance"]) == ("max", 0.02)
     capsys.readouterr()
+    Path("train.npz").unlink()  # options are looked at before images are
     assert '--target-fps: a number of frames per second or "max" is required' in error_of(
         capsys, *COMMAND, "--target-fps", "fast", code=2
     )
+    assert "--limit: NAME=N is required" in error_of(capsys, *COMMAND, "--limit", "lut", code=2)
 
 
 def test_the_result_as_json(told: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

@@ -92,6 +92,13 @@ def test_bits_of_joins_are_those_that_were_asked_for(tmp_path):
     assert Plan.of(again) == Plan.of(graph)
 
 
+def test_weights_that_are_quantized_afterwards_leave_the_bits_of_joins_alone():
+    captured = transform(randomized(HalvesMeet()), level=0, example_inputs=torch.randn(2, 4, 8, 8))
+    activations = Pipeline(Quantize(activation_bits=4))(captured).graph
+    both = Pipeline(Quantize(weight_bits=4))(activations).graph
+    assert Plan.of(both).join_bits == Plan.of(activations).join_bits == 4
+
+
 def change_notes(folder, change):
     """Write the notes beside the weights anew, changed in place by `change`."""
     with safe_open(folder / "model.safetensors", "pt") as file:
