@@ -24,7 +24,8 @@ from fxfactor.cli.options import (
     parse_frames,
     parse_limits,
 )
-from fxfactor.cli.output import Json, command, show_json
+from fxfactor.cli.output import Json, command, show, show_json
+from fxfactor.files import require_place_for_file, write_text
 
 app = typer.Typer(help="From a QONNX file to what it costs on an FPGA.", no_args_is_help=True)
 
@@ -41,10 +42,13 @@ Requant = Annotated[
 Verify = Annotated[Path | None, typer.Option(help='.npz file with images "x" and the network\'s outputs "y" on them')]
 Folding = Annotated[str, typer.Option(help="Whose rule folds: fxfactor, or finn for comparison")]
 FifoDepths = Annotated[
-    Path | None, typer.Option(help="What [bold]simulate --output[/] wrote: FIFOs as deep as there.", metavar="FILE")
+    Path | None, typer.Option(help="What [bold]simulate -o[/] wrote: FIFOs as deep as there.", metavar="FILE")
 ]
 Timeout = Annotated[float, typer.Option(help="Seconds until FINN is stopped")]
 Cache = Annotated[Path | None, typer.Option(help="Folder for models kept between calls")]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="File for the result as JSON, to be read again.", metavar="FILE")
+]
 
 
 @app.command()
@@ -58,7 +62,7 @@ def check(file: File, as_json: Json = False) -> None:
     if as_json:
         show_json([asdict(finding) for finding in findings])
     else:
-        Console().print(table(findings) if findings else f"FINN takes {file}: nothing found.")
+        show(table(findings) if findings else f"FINN takes {file}: nothing found.")
     if any(finding.blocks for finding in findings):
         raise typer.Exit(1)
 
@@ -79,11 +83,13 @@ def estimate(
     python: Python = None,
     timeout_s: Timeout = 3600.0,
     cache: Cache = None,
+    output: Output = None,
     as_json: Json = False,
 ) -> None:
     """Resources, cycles and frames per second of FILE on a board, by our estimates and FINN's own (no Vivado)."""
     from fxfactor.finn.estimation import estimate as run
 
+    _require_place(output)
     options: dict[str, Any] = {
         "limits": parse_limits(limit),
         "grouped": grouped,
@@ -93,10 +99,7 @@ def estimate(
     }
     options |= {"verify": verify, "python": python, "timeout_s": timeout_s, "cache": cache}
     result = _watched(run, file, board, parse_frames(target_fps), clock_ns, **options)
-    if as_json:
-        print(result.to_json())
-    else:
-        Console().print(result)
+    _give(result, output, as_json)
 
 
 @app.command()
@@ -129,10 +132,11 @@ def prepare(
     }
     options |= {"verify": verify, "python": python, "timeout_s": timeout_s, "cache": cache}
     result = _watched(run, folder, file, board, parse_frames(target_fps), clock_ns, **options)
-    Console().print(f"{result.folder}: sources of {result.generated} layers; read README.md there.")
+    show(f"{result.folder}: sources of {result.generated} layers; read README.md there.")
 
 
 @app.command()
+@command
 def simulate(
     file: File,
     images: Annotated[Path, typer.Option(help='.npy file with images (N, C, H, W), or .npz file with "x"')],
@@ -150,15 +154,16 @@ def simulate(
     grouped: Grouped = None,
     requant: Requant = None,
     folding: Folding = "fxfactor",
-    output: Annotated[Path | None, typer.Option(help="File for the result as JSON")] = None,
     python: Python = None,
     timeout_s: Timeout = 3600.0,
     cache: Cache = None,
+    output: Output = None,
+    as_json: Json = False,
 ) -> None:
     """Simulate FINN's hardware for FILE, clock by clock, and compare every word. Exit status 1 if one is wrong."""
-    from fxfactor.files import new_file
     from fxfactor.finn.simulation.flow import simulate as run
 
+    _require_place(output)
     shared = {
         "limits": parse_limits(limit),
         "grouped": grouped,
@@ -172,10 +177,7 @@ def simulate(
     result = _watched(
         run, file, _images_in(images), board, parse_frames(target_fps), clock_ns, fifo_depths=depths, **shared
     )
-    Console().print(result)
-    if output is not None:
-        with new_file(output, "simulate") as draft:
-            draft.write_text(result.to_json())
+    _give(result, output, as_json)
     if not result.is_right:
         raise typer.Exit(1)
 
@@ -194,11 +196,13 @@ def synthesize(
     python: Python = None,
     timeout_s: Timeout = 3600.0,
     cache: Cache = None,
+    output: Output = None,
     as_json: Json = False,
 ) -> None:
     """Count by Yosys what the RTL takes that FINN generates for FILE, layer by layer, beside the estimates of it."""
     from fxfactor.finn.synthesis.flow import synthesize as run
 
+    _require_place(output)
     options: dict[str, Any] = {
         "limits": parse_limits(limit),
         "grouped": grouped,
@@ -207,10 +211,7 @@ def synthesize(
     }
     options |= {"python": python, "timeout_s": timeout_s, "cache": cache}
     result = _watched(run, file, board, parse_frames(target_fps), clock_ns, **options)
-    if as_json:
-        print(result.to_json())
-    else:
-        Console().print(result)
+    _give(result, output, as_json)
 
 
 @app.command()
@@ -232,6 +233,7 @@ def compare(
     finn: Annotated[bool, typer.Option(help="Also take FILE through FINN's steps, executed after each.")] = False,
     board: Annotated[str, BOARD] = "ZCU104",
     python: Python = None,
+    output: Output = None,
     as_json: Json = False,
 ) -> None:
     """Where is my accuracy lost? PyTorch, FILE and integers (and FINN's graph) layer by layer, and where they part first.
@@ -248,6 +250,7 @@ def compare(
     from fxfactor.cli.saved import Naming, is_saved
     from fxfactor.finn.comparison import compare as run
 
+    _require_place(output)
     naming = Naming(model, trust_source, weights, pretrained)
     if is_saved(network):
         found: Any = naming.load(network)
@@ -256,10 +259,23 @@ def compare(
         found = named_model(network, weights, pretrained=pretrained)
     settings: dict[str, Any] = {"board": board, "python": python}
     result = run(found, file, _images_in(images)[:max_images], finn=finn, settings=settings)
+    _give(result, output, as_json)
+
+
+def _require_place(output: Path | None) -> None:
+    """Raise PreconditionError where a result could not be written: asked before the work."""
+    if output is not None:
+        require_place_for_file(output, "writing the result", (".json",))
+
+
+def _give(result: Any, output: Path | None, as_json: bool) -> None:
+    """Print a result, as a table or as JSON, and keep it in a file where one is named."""
+    if output is not None:
+        write_text(output, result.to_json(), "writing the result")
     if as_json:
         print(result.to_json())
     else:
-        Console().print(result)
+        show(result)
 
 
 def _depths(file: Path) -> dict[str, int]:
@@ -270,7 +286,7 @@ def _depths(file: Path) -> dict[str, int]:
         return {stream["name"]: int(stream["depth"]) for stream in json.loads(file.read_text())["streams"]}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise FinnError(
-            f"required: what fxfactor finn simulate --output wrote; found: {str(file)!r} ({error}); write it anew"
+            f"required: what fxfactor finn simulate -o wrote; found: {str(file)!r} ({error}); write it anew"
         ) from error
 
 

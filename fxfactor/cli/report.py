@@ -91,12 +91,14 @@ def report(
     accuracy: Annotated[
         Path | None, typer.Option(help='JSON of shares by folder name: {"original": 0.91, "l3": 0.89}.', metavar="FILE")
     ] = None,
-    finn: Annotated[Path | None, typer.Option(help="JSON of FINN's estimates.", metavar="FILE")] = None,
+    finn: Annotated[
+        Path | None, typer.Option(help="JSON of [bold]fxfactor finn estimate -o[/].", metavar="FILE")
+    ] = None,
     simulation: Annotated[
-        Path | None, typer.Option(help="JSON of [bold]fxfactor finn simulate --output[/].", metavar="FILE")
+        Path | None, typer.Option(help="JSON of [bold]fxfactor finn simulate -o[/].", metavar="FILE")
     ] = None,
     synthesis: Annotated[
-        Path | None, typer.Option(help="JSON of [bold]fxfactor finn synthesize --json[/].", metavar="FILE")
+        Path | None, typer.Option(help="JSON of [bold]fxfactor finn synthesize -o[/].", metavar="FILE")
     ] = None,
     compressed: Annotated[
         Path | None, typer.Option(help="result.json of [bold]fxfactor compress[/].", metavar="FILE")
@@ -122,11 +124,9 @@ def report(
     table = None if distributions is None else Distributions.from_json(distributions)
     shares = None if accuracy is None else _read_object(accuracy, "accuracies", '{"original": 0.91, "l3": 0.89}')
     hardware = {
-        "finn": _hardware(finn, "estimates", "fxfactor finn estimate --json", ()),
-        "simulation": _hardware(simulation, "a simulation", "fxfactor finn simulate --output", ("streams", "is_right")),
-        "synthesis": _hardware(
-            synthesis, "counts by Yosys", "fxfactor finn synthesize --json", ("yosys", "not_counted")
-        ),
+        "finn": _hardware(finn, "estimates", "fxfactor finn estimate -o", ()),
+        "simulation": _hardware(simulation, "a simulation", "fxfactor finn simulate -o", ("streams", "is_right")),
+        "synthesis": _hardware(synthesis, "counts by Yosys", "fxfactor finn synthesize -o", ("yosys", "not_counted")),
         "compressed": _hardware(compressed, "candidates", "fxfactor compress", ("candidates", "front", "best")),
     }
     original, variants, _ = _networks(folders, Naming(model, trust_source, weights), with_weights=weights is not None)

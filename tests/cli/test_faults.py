@@ -123,9 +123,9 @@ EXPLAINED = [
     (["report", "empty", "--accuracy", "junk.json"], "cannot read the accuracies"),
     (["report", "empty", "--accuracy", "deep.json"], "must be a JSON object"),
     (["report", "empty", "--distributions", "junk.json"], "junk.json"),
-    (["report", "empty", "--simulation", "object.json"], "a simulation, as fxfactor finn simulate --output writes it"),
+    (["report", "empty", "--simulation", "object.json"], "a simulation, as fxfactor finn simulate -o writes it"),
     (["report", "empty", "--compressed", "object.json"], "candidates, as fxfactor compress writes"),
-    (["report", "empty", "--synthesis", "object.json"], "counts by Yosys, as fxfactor finn synthesize --json writes"),
+    (["report", "empty", "--synthesis", "object.json"], "counts by Yosys, as fxfactor finn synthesize -o writes"),
     (["report", "empty", "-o", "no/page.html"], "does not exist"),
     (["report", "empty", "empty"], "must have different names"),
 ]
