@@ -1,4 +1,4 @@
-"""What a user brings: folders of pictures, a network in a Python file, a trained .pth. docs/tutorial.md starts from these. 20 seconds.
+"""What a user brings: folders of pictures, a network in a Python file, a trained .pth. For docs/tutorial.md. 10 seconds.
 
 python examples/13_files_of_your_own.py
 """
