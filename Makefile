@@ -9,7 +9,7 @@ SLICE ?= $(shell printf '%d' $$((0x$$(git rev-parse --short=8 HEAD 2>/dev/null |
 # Two test processes share the machine: more threads in each would only be in each other's way.
 export OMP_NUM_THREADS := 1
 
-.PHONY: help demo test test-new test-slow test-slice mutation lint types dist clean
+.PHONY: help demo test test-new test-slow test-slice mutation lint types docs dist clean
 
 help:
 	@echo "make demo       set up .venv, train a small network, factorize and quantize it, write QONNX"
@@ -20,6 +20,7 @@ help:
 	@echo "make mutation   change single lines and see whether the tests notice (hours; SAMPLE=80 SEED=1)"
 	@echo "make lint       ruff: rules and format; import-linter: who may import whom"
 	@echo "make types      mypy, on the package as it is installed"
+	@echo "make docs       the pages of docs/ as a site, in build/site; a link that leads nowhere fails"
 	@echo "make dist       wheel and sdist in dist/; the wheel is installed in .venv-wheel and tried"
 	@echo "make clean      remove the virtual environments and what was built"
 
@@ -52,6 +53,10 @@ lint: .venv/ready .venv-lint/ready build/installed/ready
 
 types: .venv/ready build/installed/ready
 	cd build/installed && MYPYPATH=. ../../.venv/bin/mypy --config-file ../../pyproject.toml -p fxfactor
+
+docs: build/installed/ready .venv-docs/ready
+	.venv/bin/python -m typer fxfactor.cli.app utils docs --name fxfactor --title "Commands" --output build/commands.md
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
 # The sdist first and the wheel from it, so that the sdist is whole. The wheel is tried outside the repository.
 dist: .venv/ready
@@ -87,5 +92,11 @@ build/installed/ready: .venv/ready $(SOURCES)
 	.venv-lint/bin/pip install $(PIP_FLAGS) -r .ci/requirements-lint.txt
 	@touch $@
 
+# A place of its own: nothing of it is needed by fxfactor, and it reads the sources without importing them.
+.venv-docs/ready: .ci/requirements-docs.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install $(PIP_FLAGS) -r .ci/requirements-docs.txt
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-new .venv-lint .venv-wheel build dist
+	rm -rf .venv .venv-new .venv-lint .venv-docs .venv-wheel build dist

@@ -5,19 +5,22 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import subprocess
 import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from typer.main import get_command
 
 import fxfactor
-from fxfactor.cli.app import main
+from fxfactor.cli.app import app, main
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -88,6 +91,64 @@ def test_command_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         with pytest.raises(SystemExit) as stopped:
             main(shlex.split(line)[1:])
         assert not stopped.value.code, line
+
+
+def commands(page: Path) -> list[str]:
+    """Lines that start with fxfactor, in blocks of ```sh (which are run) and indented by four (which are not), without comments."""
+    lines = re.findall(r"^(?: {4})?(fxfactor [a-z].*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return [line.partition("  #")[0] for line in lines if "runs the code" not in line]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_in_the_pages_is_one(page: Path) -> None:
+    for line in commands(page):
+        at: Any = get_command(app)
+        words = shlex.split(line)[1:]
+        while hasattr(at, "commands"):
+            at = at.commands[words.pop(0)]
+        at.make_context(line, words)  # raises where an option or argument is not known
+
+
+def test_commands_of_the_pages_are_found_and_wrong_ones_are_noticed(tmp_path: Path) -> None:
+    assert sum(len(commands(page)) for page in PAGES) > 35
+    page = tmp_path / "page.md"
+    page.write_text("    fxfactor finn check model.onnx --no-such-option\n")
+    with pytest.raises(Exception, match="No such option"):
+        test_every_command_in_the_pages_is_one(page)
+
+
+@pytest.mark.slow
+@pytest.mark.finn
+def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    shares = []
+    for line in "".join(re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)).splitlines():
+        program, *words = shlex.split(line)
+        if program == "cd":
+            monkeypatch.chdir(words[0])
+        elif program == "python":
+            subprocess.run([sys.executable, str(ROOT / words[0])], check=True)
+        else:
+            with pytest.raises(SystemExit) as stopped:
+                main(words)
+            assert not stopped.value.code, line
+            printed = capsys.readouterr().out
+            shares += re.findall(r"450 +(\d+\.\d+)%", printed) if words[0] == "evaluate" else []
+    original, compressed, again, trained = map(float, shares)
+    assert original == again > 97
+    assert trained > compressed - 0.5 > 90
+    made = ("digits.onnx", "build/model.onnx", "report.html", "layers.json", "estimate.json", "digits-tuned/plan.json")
+    assert all(Path(name).stat().st_size > 0 for name in made)
+
+
+def test_the_reference_has_every_public_name_once() -> None:
+    listed = []
+    for page in (ROOT / "docs" / "reference").glob("*.md"):
+        listed += re.findall(r"^::: (\S+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    modules = {name: import_module(name) for name in ("fxfactor", "fxfactor.finn", "fxfactor.passes", "fxfactor.graph")}
+    public = [f"{name}.{each}" for name, module in modules.items() for each in module.__all__]
+    assert sorted(listed) == sorted([*public, "fxfactor.report.report"])
 
 
 def test_make_targets_are_there() -> None:
@@ -197,7 +258,7 @@ def test_links_to_files_lead_somewhere(page: Path) -> None:
 
 
 def test_the_levels_in_the_table() -> None:
-    rows = re.findall(r"^\| (\d) \| (\d+) \| .*= ([\d ]+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| (\d) \| (\d+) \| .*= ([\d ]+) \|$", (ROOT / "docs/levels.md").read_text(), re.MULTILINE)
     assert len(rows) == 5
     for level, groups, macs in rows:
         assert fxfactor.groups_at(int(level), 64) == int(groups)

@@ -7,12 +7,14 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fxfactor.errors import FinnError
+from fxfactor.errors import ExportError, FinnError
 from fxfactor.finn import rules
 from fxfactor.finn.integer.interpret import interpret
 from fxfactor.finn.process.load import load_model
 from fxfactor.finn.rules import Finding
+from fxfactor.graph.tracing import silent
 from fxfactor.rich_table import new_table
+from fxfactor.storage.clean_up import clean_up
 from fxfactor.storage.onnx_names import record_sites
 from fxfactor.storage.qonnx import write_qonnx
 
@@ -74,12 +76,18 @@ def _export(model: nn.Module, example_inputs: Any) -> onnx.ModelProto | Finding:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "checked.onnx"
         try:
-            write_qonnx(graph, inputs, path)
+            with silent():
+                write_qonnx(graph, inputs, path)
         except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             found = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             return Finding(rules.EXPORT, "network", found, "replace the operation that it names")
         exported = onnx.load(str(path))
     record_sites(exported)
+    try:
+        clean_up(exported)  # shapes and constants as in the file that fxfactor.export writes
+    except ExportError as error:
+        found, _, remedy = str(error).partition("; ")
+        return Finding(rules.EXPORT, "network", found, remedy or "replace the operation that it names")
     return exported
 
 

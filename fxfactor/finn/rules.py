@@ -32,20 +32,27 @@ SPLIT = "channels are split with torch.split and explicit sizes"
 EXPORT = "the network exports to QONNX"
 
 REMEDIES = {
+    "AdaptiveAveragePool": "pool to a size that divides the input's, or to 1",
     "Add": "quantize both tensors with one shared quantizer before the addition",
     "ArgMax": "end the network in its linear logits and take the argmax on the host",
     "Clip": "use a Brevitas QuantReLU in its place, or put a quantizer right after it",
     "ConvTranspose": "use groups=1 and padding below dilation · (kernel - 1), or nearest-neighbour upsampling and a convolution",
+    "DepthToSpace": "use nearest-neighbour upsampling or a transposed convolution in its place",
     "Dropout": "export in evaluation mode",
     "Gelu": "use a ReLU in its place and fine-tune",
     "HardSwish": "use a ReLU in its place and fine-tune",
+    "InstanceNormalization": "use batch normalisation in its place",
     "LayerNormalization": "use batch normalisation in its place",
+    "MatMul": "keep products of two activations, as in attention, on the host: export the network up to there",
     "Mul": "gating (squeeze and excitation) needs the product of two activations: use a block without it",
     "Pad": "pad inside the convolution (padding=) with zeros; a channel-padding shortcut becomes a fixed 1x1 convolution "
     "in fxfactor.capture",
+    "Reshape": "FINN takes torch.flatten(x, 1) before a linear layer, and channel shuffles; GroupNorm comes as a Reshape too: "
+    "use batch normalisation in its place",
     "Slice": "use torch.split(x, [n, ...], 1), or slices that together are all channels, each once",
     "Softmax": "end the network in its linear logits and take the softmax on the host",
     "TopK": "end the network in its linear logits and take the top k on the host",
+    "Transpose": "keep tensors as (N, C, H, W); what attention does with them stays on the host",
     "Trunc": "use torch.nn.AvgPool2d, or AdaptiveAvgPool2d(1), and a quantizer after it",
 }
 """ONNX operation -> what to do about it, for operations that the integer graph has no form for."""

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-5
 """Largest relative difference between the file, executed in qonnx, and the torch model."""
 
+_SPARED = ("_jit_pass_lint", "_jit_onnx_log")
+
 _TIE = 1e-3
 """How near to the middle between two levels, in steps, a value must be for float32 rounding to tip it over."""
 
@@ -110,7 +112,7 @@ def _frozen(qmodel: GraphModule) -> GraphModule:
 
 def write_qonnx(model: nn.Module, inputs: tuple[Any, ...], path: Path, **options: Any) -> None:
     """Brevitas' export as it is, nothing cleaned up and nothing compared. Raises what torch and Brevitas raise."""
-    with warnings.catch_warnings(), _without_lint():
+    with warnings.catch_warnings(), _without_lint_and_log():
         warnings.simplefilter("ignore")
         from brevitas.export import export_qonnx
 
@@ -119,20 +121,19 @@ def write_qonnx(model: nn.Module, inputs: tuple[Any, ...], path: Path, **options
 
 
 @contextmanager
-def _without_lint() -> Iterator[None]:
-    """TorchScript's exporter checks its own graph ten times, in a time that grows with the square of the layers.
+def _without_lint_and_log() -> Iterator[None]:
+    """What TorchScript's exporter does besides its work.
 
-    For hundreds of branches this is nine tenths of the export. What it writes is executed and compared in any case.
+    It checks its own graph ten times, in a time that grows with the square of the layers: for hundreds of branches nine tenths of
+    the export. What it writes is executed and compared in any case. And where it fails it prints its graph, thousands
+    of lines that no redirection catches.
     """
-    lint = getattr(torch._C, "_jit_pass_lint", None)
-    if lint is None:  # a torch to come
-        yield
-        return
-    vars(torch._C)["_jit_pass_lint"] = lambda graph: None
+    functions = {name: getattr(torch._C, name) for name in _SPARED if hasattr(torch._C, name)}  # not in a torch to come
+    vars(torch._C).update(dict.fromkeys(functions, lambda *arguments: None))
     try:
         yield
     finally:
-        vars(torch._C)["_jit_pass_lint"] = lint
+        vars(torch._C).update(functions)
 
 
 def _write(graph: GraphModule, inputs: tuple[Tensor, ...], path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from finn_helpers import outputs_in_float64, relative
 from small_networks import REFUSED, TAKEN, build
+from support_matrix import OPERATIONS, Function, around, conv, page, row, shuffled
 from torch import nn
 
 import fxfactor.finn
@@ -88,3 +89,29 @@ def test_groups_of_any_number_pass_and_a_gate_has_a_name() -> None:
     silu = found["SiLU, x · sigmoid(x)"]
     assert (silu.site, silu.blocks) == ("5", True)
     assert "ReLU" in silu.remedy
+
+
+SUPPORT = Path(__file__).parents[2] / "docs" / "support.md"
+
+
+@pytest.mark.slow
+def test_the_support_matrix_is_true() -> None:
+    assert page().splitlines() == SUPPORT.read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize("name", ["Conv2d 3×3", "Mish", "channel shuffle, 2 groups behind"])
+def test_some_of_the_support_matrix_is_true(name: str) -> None:
+    build = {**OPERATIONS["Layers"], **OPERATIONS["Activations"], **OPERATIONS["Joins and channels"]}[name]
+    assert row(name, build) in SUPPORT.read_text(encoding="utf-8").splitlines()
+
+
+def test_the_support_matrix_has_every_operation() -> None:
+    listed = [line.split(" | ")[0].removeprefix("| ") for line in SUPPORT.read_text(encoding="utf-8").splitlines()]
+    assert all(name in listed for operations in OPERATIONS.values() for name in operations)
+
+
+def test_a_network_is_checked_as_its_file_is(tmp_path: Path) -> None:
+    model = around(Function(shuffled), *conv(kernel=1)).eval()
+    qmodel = fxfactor.transform(model, level=1, bits=4, example_inputs=torch.randn(1, 3, 16, 16))
+    fxfactor.export(qmodel, tmp_path / "shuffled.onnx", target="finn")
+    assert fxfactor.finn.check(qmodel) == fxfactor.finn.check(tmp_path / "shuffled.onnx") == []

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn import functional as F
 
+import fxfactor.finn
 from fxfactor import Change, ExportError, GraphError, PreconditionError, Skip, calibrate, capture, export, transform
 from fxfactor.graph import is_quantizer
 from fxfactor.graph.compare import random_inputs
@@ -221,6 +222,26 @@ class Spectrum(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.special.i0e(self.conv(x))
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.attention = nn.Conv2d(3, 8, 3), nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).flatten(2).transpose(1, 2)
+        return self.attention(x, x, x)[0]
+
+
+def test_a_failing_export_prints_nothing_of_its_own(tmp_path, capfd):
+    graph = transform(Attention().eval(), level=0, bits=4, example_inputs=torch.zeros(IMAGES))
+    capfd.readouterr()  # capfd: torch prints its graph from C++
+    with pytest.raises(ExportError, match=r"no ONNX form: .*multi_head_attention"):
+        export(graph, tmp_path / "attention.onnx")
+    (finding,) = fxfactor.finn.check(graph)
+    assert "multi_head_attention" in finding.found
+    assert capfd.readouterr() == ("", "")
 
 
 def test_an_operation_without_onnx_form_is_named(tmp_path):

@@ -48,11 +48,18 @@ def _constant_operand(context: Context, node: onnx.NodeProto, inputs: list[Value
         gates = [context.origin.get(name) for name in node.input]
         if any(gate is not None and gate.op_type in SIGMOIDS and gate.input[0] in node.input for gate in gates):
             raise Broken(rules.OPERATION, "SiLU, x · sigmoid(x)", rules.REMEDIES["HardSwish"])
+        if any(gate is not None and _is_mish(context, gate, node) for gate in gates):
+            raise Broken(rules.OPERATION, "Mish, x · tanh(softplus(x))", rules.REMEDIES["HardSwish"])
         raise Broken(rules.OPERATION, f"{node.op_type} of two activations", rules.REMEDIES["Mul"])
     if isinstance(left, Stream):
         return left, per_channel(left, right), False
     assert isinstance(right, Stream)
     return right, per_channel(right, left), True
+
+
+def _is_mish(context: Context, gate: onnx.NodeProto, node: onnx.NodeProto) -> bool:
+    inner = context.origin.get(gate.input[0]) if gate.op_type == "Tanh" else None
+    return inner is not None and inner.op_type == "Softplus" and inner.input[0] in node.input
 
 
 def _join(context: Context, node: onnx.NodeProto, inputs: list[Value]) -> Stream:

@@ -29,7 +29,10 @@ def grouped_convolution(
 ) -> Stream:
     """The accumulators of a grouped convolution of x, with what they stand for, in the form that the context chooses."""
     if x.order is not None and groups < x.channels:
-        remedy = 'give grouped="block": a depthwise convolution before it leaves its channels in another order'
+        remedy = (
+            "after a channel shuffle use a convolution of one group or as many groups as channels; where a depthwise one stands "
+            'before it, give grouped="block"'
+        )
         raise Broken(rules.GROUPED_ORDER, "channels in another order", remedy)
     outputs, per_group = weights.integers.shape[0], x.channels // groups
     scale = x.scale.reshape(groups, per_group)

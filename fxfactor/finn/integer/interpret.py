@@ -163,11 +163,9 @@ class _Interpreter:
         assert self.input is not None
         shape = tuple(size.dim_value for size in self.input.type.tensor_type.shape.dim)
         if not all(shape) or shape[0] != 1 or len(shape) not in (2, 4):
-            raise Broken(
-                rules.SHAPES,
-                f"input shape {shape}",
-                "export with example inputs of shape (1, C, H, W), (1, C, L), (1, C)",
-            )
+            remedy = "export with example inputs of shape (1, C, H, W), (1, C, L), (1, C)"
+            remedy = "FINN has layers over one and two dimensions" if len(shape) > 4 else remedy
+            raise Broken(rules.SHAPES, f"input shape {shape}", remedy)
         if node.op_type not in QUANTIZERS or not all(isinstance(value, np.ndarray) for value in inputs[1:]):
             remedy = (
                 "start the network with a QuantIdentity (fxfactor.transform does), or with pixel input for uint8 images"

@@ -93,8 +93,11 @@ def _linear(context: Context, node: onnx.NodeProto, inputs: list[Value]) -> Iter
 def operands(inputs: list[Value]) -> tuple[Stream, Weights]:
     """What is multiplied with what."""
     x, weights = inputs[0], inputs[1]
-    if not isinstance(x, Stream) or isinstance(weights, Stream):
-        raise Broken(rules.OPERATION, "a product of two activations", rules.REMEDIES["Mul"])
+    if isinstance(x, Stream) and isinstance(weights, Stream):
+        raise Broken(rules.OPERATION, "a product of two activations", rules.REMEDIES["MatMul"])
+    if not isinstance(x, Stream):
+        found = "a constant matrix times an activation, as adaptive pooling to an uneven size gives"
+        raise Broken(rules.OPERATION, found, rules.REMEDIES["AdaptiveAveragePool"])
     if not isinstance(weights, Weights):
         raise Broken(rules.WEIGHTS, "float weights", "use the Brevitas layer (fxfactor.transform does)")
     require_quantized(x, "put a quantizer before this layer", padded=True)

@@ -17,6 +17,9 @@ from fxfactor.finn.integer.onnx_constants import Broken, Value, attributes_of
 from fxfactor.finn.integer.streams import Integers, Stream
 from fxfactor.finn.integer.values import operand, require_quantized
 
+_FLAT = 2
+"""Dimensions of what a linear layer works on."""
+
 
 def _flatten(context: Context, node: onnx.NodeProto, inputs: list[Value]) -> Iterable[Value]:
     x = operand(inputs)
@@ -30,7 +33,10 @@ def _flatten(context: Context, node: onnx.NodeProto, inputs: list[Value]) -> Ite
     if target in ((1, *x.shape), (0, *x.shape)):
         return (x,)
     if target not in ((1, -1), (1, features), (-1, features), (0, -1), (0, features)):
-        raise Broken(rules.LINEAR_INPUT, f"{node.op_type} from {(1, *x.shape)} to {target}", "use torch.flatten(x, 1)")
+        found = f"{node.op_type} from {(1, *x.shape)} to {target}"
+        if len(target) > _FLAT:
+            raise Broken(rules.OPERATION, found, rules.REMEDIES["Reshape"])
+        raise Broken(rules.LINEAR_INPUT, found, "use torch.flatten(x, 1)")
     return (x if len(x.shape) == 1 else flattened(context, node, x),)
 
 
