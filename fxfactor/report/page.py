@@ -59,9 +59,9 @@ def report(
     measured = distributions is not None
     parts = [
         ("candidates", "Candidates", candidates_section(compressed)),
-        ("findings", "What suffers, and why", sections.words(distributions) if distributions else ""),
         ("costs", "Costs" if not any(share is not None for share in shares.values()) else "Costs and accuracy",
          sections.costs(variants, shares)),
+        ("findings", "What suffers, and why", sections.words(distributions) if distributions else ""),
         ("finn", "On the FPGA", finn_section(finn)),
         ("simulation", "Simulated, clock by clock", simulation_section(simulation)),
         ("synthesis", "Counted by Yosys", synthesis_section(synthesis)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from fxfactor.analysis.table import ORIGINAL, Distribution, Distributions
 from fxfactor.errors import PreconditionError
 from fxfactor.report.style import ACCENT, AFTER, BEFORE, label_sites, level_colors, new_figure, styled
+from fxfactor.rich_table import amount
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -229,6 +230,37 @@ def matrix(
         axis.tick_params(length=0)
         for spine in axis.spines.values():
             spine.set_visible(False)
+    return figure
+
+
+def accuracy_over_cost(points: Mapping[str, tuple[float, float]], original: float | None = None) -> Figure:
+    """Accuracy (a share) over bit operations: name → (BOPs of one inference, accuracy); dashed: the original's accuracy.
+
+    The line goes through the networks that no cheaper one equals.
+    """
+    best, front = -1.0, []
+    for name, (_, share) in sorted(points.items(), key=lambda item: (item[1][0], -item[1][1])):
+        if share > best:
+            best = share
+            front.append(name)
+    with styled():
+        figure, axes = new_figure(6, 3)
+        axis = axes[0, 0]
+        axis.plot(
+            *zip(*((points[name][0], 100 * points[name][1]) for name in front), strict=True), color=AFTER, linewidth=1
+        )
+        for name, (bops, share) in points.items():
+            axis.plot(bops, 100 * share, "o", color=ACCENT, markersize=4)
+            axis.annotate(name, (bops, 100 * share), (4, 4), textcoords="offset points", fontsize=7.5)
+        if original is not None:
+            axis.axhline(100 * original, color=BEFORE, linewidth=0.8, linestyle="--", label="original")
+            axis.legend(loc="lower right")
+        axis.margins(x=0.15, y=0.2)
+        axis.set_xlabel("bit operations")
+        axis.set_ylabel("accuracy, %")
+        axis.xaxis.set_major_formatter(lambda value, _: amount(value).strip())
+        axis.grid(True)
+        axis.set_axisbelow(True)
     return figure
 
 

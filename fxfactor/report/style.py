@@ -22,6 +22,11 @@ INK = "#010203"
 BEFORE, AFTER, ACCENT = "#8296ab", "#e07b29", "#2f7fc1"
 _LEVELS = ("#2f9bc1", "#7f6fc9", "#d9483b")
 
+_ON_PAGE = 1.3
+"""How much larger than drawn a picture is on the page: lettering as large as the text's."""
+_LEAST = 0.65
+"""What is left of that on a small screen; the rest is scrolled."""
+
 _SETTINGS: dict[str, Any] = {
     "font.size": 8.5, "axes.titlesize": 9, "axes.titleweight": "bold", "axes.labelsize": 8.5, "xtick.labelsize": 7.5,
     "ytick.labelsize": 7.5, "legend.fontsize": 8, "legend.frameon": False, "font.family": "DejaVu Sans",
@@ -79,9 +84,13 @@ def to_svg(figure: Figure, name: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
-    return re.sub(
-        r'<svg ([^>]*?)width="[^"]*"', r'<svg role="img" \1', re.sub(r' height="[^"]*pt"', "", svg, count=1), count=1
-    )
+    svg = re.sub(r' height="[^"]*pt"', "", svg, count=1)
+
+    def sized(found: re.Match[str]) -> str:
+        width = _ON_PAGE * float(found[2])
+        return f'<svg role="img" style="width:{width:.0f}pt;min-width:{_LEAST * width:.0f}pt" {found[1]}'
+
+    return re.sub(r'<svg ([^>]*?)width="([\d.]+)pt"', sized, svg, count=1)
 
 
 def save_png(figure: Figure, path: str | Path, dpi: int = 120) -> None:

@@ -36,5 +36,18 @@ def test_a_document_links_to_the_sections_that_have_something() -> None:
     )
     assert page.startswith("<!doctype html>")
     assert '<nav><a href="#one">One</a><a href="#three">Three</a></nav>' in page
-    assert page.index("head</p>") < page.index('<section id="one"><h2>One</h2><p>1</p>') < page.index('id="three"')
+    opening = '<section id="one"><details class="part"><summary><h2>One</h2></summary><p>1</p></details>'
+    assert page.index("head</p>") < page.index(opening) < page.index('id="three"')
+    assert '<section id="costs"><h2>Costs</h2><p>1</p></section>' in document(
+        "title", [("costs", "Costs", "<p>1</p>")], ""
+    )
     assert "Two" not in page
+
+
+def test_a_picture_says_what_it_shows_and_a_fold_whose_it_is() -> None:
+    assert figure("<svg a><svg b>", ODD).count('<svg aria-label="&lt;b&gt;&quot;&amp;" a>') == 1
+    assert folded("plan", "<p></p>", ODD).startswith('<details data-network="&lt;b&gt;&quot;&amp;"><summary>')
+
+
+def test_an_empty_head_is_no_head() -> None:
+    assert "<tr><td></td><th>n</th></tr>" in table(("", "n"), [("a", 1)])

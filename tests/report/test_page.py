@@ -66,7 +66,8 @@ def test_the_page_has_everything(page: Path, table: Distributions) -> None:
 
 def test_the_page_needs_nothing_else(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    assert "<script" not in text
+    assert re.findall(r"<script[^>]*>", text) == ["<script>"]  # ours, in the page
+    assert "fetch(" not in text
     outside = re.findall(r'(?:src|href)="(?!#|data:)([^"]*)"', text)
     assert outside == []
     assert "@import" not in text
@@ -99,19 +100,23 @@ def test_a_page_without_measurements(variants: dict[str, GraphModule], tmp_path:
     assert '<section id="layers">' in text
 
 
+def browser() -> str:
+    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    if found is None:
+        pytest.skip("chromium is not installed: apt-get install chromium")
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dark", [False, True])
 def test_a_browser_shows_it(page: Path, tmp_path: Path, dark: bool) -> None:
-    browser = shutil.which("chromium") or shutil.which("chromium-browser")
-    if browser is None:
-        pytest.skip("chromium is not installed: apt-get install chromium")
     shot = tmp_path / "shot.png"
     names = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
     names += " disable-component-update disable-sync window-size=1200,2400"
     flags = [f"--{name}" for name in names.split()]
     flags += ["--blink-settings=preferredColorScheme=0"] if dark else []
     subprocess.run(
-        [browser, *flags, f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={shot}", page.as_uri()],
+        [browser(), *flags, f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={shot}", page.as_uri()],
         check=True, capture_output=True,
     )  # fmt: skip
     from matplotlib.image import imread
@@ -120,6 +125,56 @@ def test_a_browser_shows_it(page: Path, tmp_path: Path, dark: bool) -> None:
     assert picture.shape[:2] == (2400, 1200)
     assert picture.std() > 0.05  # something is drawn
     assert (np.median(picture) < 0.3) == dark
+
+
+STEPS = """
+const shown = (rows) => rows.filter((row) => !row.hidden).map((row) => row.cells[0].textContent);
+const table = document.querySelector("#layers table"), rows = () => [...table.tBodies[0].rows], said = [];
+const tell = () => said.push(shown(rows()).join(" "));
+tell();
+table.tHead.rows[0].cells[6].querySelector("button").click(); tell();
+said.push(table.tHead.rows[0].cells[6].getAttribute("aria-sort"));
+table.tHead.rows[0].cells[6].querySelector("button").click(); tell();
+table.tHead.rows[0].cells[0].querySelector("button").click(); tell();
+const chooser = document.querySelector("select");
+said.push([...chooser.options].map((option) => option.textContent).join("/"));
+chooser.value = "level 2"; chooser.dispatchEvent(new Event("change"));
+said.push([...document.querySelectorAll("#layers details details")].filter((part) => !part.hidden).length);
+const long = [...document.querySelectorAll("#rows table")].find((each) => each.tBodies[0].rows.length > 8);
+const input = long.closest(".scroll").previousElementSibling.querySelector("input");
+input.value = "spatial"; input.dispatchEvent(new Event("input"));
+said.push(shown([...long.tBodies[0].rows]).length < long.tBodies[0].rows.length);
+location.hash = "#plan";
+setTimeout(() => { said.push(document.querySelector("#plan > details").open);
+  document.body.innerHTML = ""; document.body.append(said.join("|")); }, 100);
+"""
+
+
+@pytest.mark.slow
+def test_tables_sort_and_filter_and_networks_are_chosen(page: Path, tmp_path: Path) -> None:
+    acting = tmp_path / "acting.html"
+    acting.write_text(
+        page.read_text(encoding="utf-8").replace("</body>", f"<script>{STEPS}</script></body>"), encoding="utf-8"
+    )
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--virtual-time-budget=5000",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
+    done = subprocess.run(
+        [browser(), *flags, "--dump-dom", acting.as_uri()], check=True, capture_output=True, text=True
+    )
+    said = re.search(r"<body>(.*?)</body>", done.stdout, re.DOTALL)
+    assert said is not None
+    first, by_macs, way, upwards, by_name, names, left, fewer, is_open = said[1].split("|")
+    assert sorted(first.split()) == sorted(by_macs.split()) == sorted(by_name.split())
+    assert by_macs.split() == upwards.split()[::-1] != first.split()
+    assert way == "descending"
+    assert by_name.split() == sorted(first.split(), reverse=True)
+    assert names == "all networks/level 0/level 2/level depthwise/original"
+    assert (left, fewer, is_open) == ("1", "true", "true")
 
 
 @pytest.mark.parametrize(("settings", "message"), [

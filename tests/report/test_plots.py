@@ -137,3 +137,17 @@ def test_channels_are_drawn_from_the_widest_to_the_narrowest(table: Distribution
             assert line[-1] == pytest.approx(min(row.channel_ratios))
             assert (line[:-1] >= line[1:]).all()
         assert [text.get_text() for text in axis.texts] == [f"{row.channel_range_ratio:.2f}" for row in rows]
+
+
+def test_accuracy_over_cost_has_every_network_and_the_line_of_the_best() -> None:
+    points = {"dear": (4e6, 0.9), "cheap": (1e6, 0.8), "beaten": (3e6, 0.7), "equal": (2e6, 0.8)}
+    figure = plots.accuracy_over_cost(points, 0.95)
+    axis = figure.axes[0]
+    front, *dots, dashed = axis.get_lines()
+    assert list(front.get_xdata()) == [1e6, 4e6]
+    assert list(front.get_ydata()) == pytest.approx([80, 90])
+    drawn = {(line.get_xdata()[0], round(line.get_ydata()[0])) for line in dots}
+    assert drawn == {(4e6, 90), (1e6, 80), (3e6, 70), (2e6, 80)}
+    assert {text.get_text() for text in axis.texts} == set(points)
+    assert dashed.get_ydata()[0] == pytest.approx(95)
+    assert len(plots.accuracy_over_cost(points).axes[0].get_lines()) == 5

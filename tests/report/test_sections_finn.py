@@ -107,3 +107,12 @@ def test_a_synthesis_on_the_page(form: str) -> None:
 
 def test_nothing_simulated_or_synthesized_leaves_no_trace() -> None:
     assert simulation_section(None) == synthesis_section({}) == ""
+
+
+def test_what_a_file_from_a_stranger_says_is_text() -> None:
+    odd = "<script>alert(1)</script>"
+    section = finn_section(
+        {"board": odd, "software": [odd], "floating": [odd], "layers": [{"site": odd, "kind": odd, "cycles": 1}]}
+    )
+    assert "<script" not in section
+    assert section.count("&lt;script&gt;") == 5

@@ -14,6 +14,7 @@ from report_helpers import images, make_net
 
 import fxfactor
 from fxfactor.report.sections import network
+from fxfactor.rich_table import amount, bytes_as_text
 
 
 def variants(*levels: int) -> dict[str, fxfactor.graph.GraphModule]:  # type: ignore[name-defined]
@@ -31,9 +32,9 @@ def test_the_cards_are_those_of_the_first_network() -> None:
     piece = network.head(both, {"level 2": 0.5, "original": 0.75, "level 0": None})
     assert "2 networks side by side, input 3×12×12. The cards are those of “level 2”, the first." in piece
     for number in (
-        f"{first.macs / 1e6:,.1f} M",
-        f"{first.bops / 1e9:,.2f} G",
-        f"{first.total_weight_bits / 8 / 1024:,.1f} KiB",
+        amount(first.macs),
+        amount(first.bops),
+        bytes_as_text(first.total_weight_bits / 8),
     ):
         assert f"<b>{number}</b>" in piece
     assert f"{first.macs / total.macs_before:.0%} of" in piece
@@ -49,11 +50,13 @@ def test_costs_have_a_row_for_each_network_and_the_original() -> None:
     both = variants(2, 0)
     found = rows(network.costs(both, {"level 2": 0.5, "original": 0.75}))
     cost = fxfactor.cost(both["level 2"])
-    assert found[0][:4] == ["level 2", f"{cost.macs / 1e6:,.2f}", f"{cost.bops / 1e9:,.3f}", f"{cost.parameters:,}"]
+    assert found[0][:4] == ["level 2", amount(cost.macs), amount(cost.bops), f"{cost.parameters:,}"]
     assert found[0][5:] == ["50.0%", "-25.0"]
     assert found[1][5:] == ["–", "–"]
     assert found[2] == ["original", "–", "–", "–", "–", "75.0%", "–"]
     assert len(rows(network.costs(both, {}))) == 2
+    assert "<figure>" not in network.costs(both, {"level 2": 0.5, "original": 0.75})
+    assert network.costs(both, {"level 2": 0.5, "level 0": 0.75}).count("<figure>") == 1
 
 
 def test_layers_skips_and_plans_are_those_of_the_networks() -> None:
@@ -69,6 +72,6 @@ def test_layers_skips_and_plans_are_those_of_the_networks() -> None:
     assert "stem" in reasons["the first convolution"]
     plan = network.plans(one)
     assert "<summary>plan of level 2</summary>" in plan
-    text = html.unescape(plan[plan.index("<pre>") + 5 : plan.index("</pre>")])
+    text = html.unescape(plan[plan.index('<pre tabindex="0">') + 18 : plan.index("</pre>")])
     assert fxfactor.Plan.from_json(text) == fxfactor.Plan.of(one["level 2"])
     assert json.loads(text)["layers"]["conv"]["groups"] == 4

@@ -37,7 +37,7 @@ def finn_section(estimate: Any) -> str:
         parts.append(table(("", *(_KNOWN[name] for name in _RESOURCES)), rows))
     for key, what in (("software", "Left in software"), ("floating", "Floating point in hardware")):
         if data.get(key):
-            parts.append(f'<p class="bad">{what}: {", ".join(map(str, data[key]))}</p>')
+            parts.append(f'<p class="bad">{what}: {escape(", ".join(map(str, data[key])))}</p>')
     layers = (
         [_as_mapping(each) for each in data.get("layers", ())] if isinstance(data.get("layers"), list | tuple) else []
     )

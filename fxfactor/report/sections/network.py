@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from importlib.util import find_spec
 from typing import Any
 
 from torch.fx import GraphModule
@@ -17,8 +18,11 @@ from fxfactor.report import plots
 from fxfactor.report.findings import findings
 from fxfactor.report.html import cards, figure, folded, table
 from fxfactor.report.style import to_svg
+from fxfactor.rich_table import amount, bytes_as_text
 
 Variants = Mapping[str, GraphModule]
+_SHORT = 2
+"""Networks of which all findings are shown at once."""
 
 
 def head(variants: Variants, accuracy: Mapping[str, float | None]) -> str:
@@ -27,10 +31,10 @@ def head(variants: Variants, accuracy: Mapping[str, float | None]) -> str:
     total = summary(graph, show=False)
     now = total.cost
     facts = [
-        ("MACs", f"{now.macs / 1e6:,.1f} M", f"{now.macs / max(total.macs_before, 1):.0%} of {total.macs_before / 1e6:,.1f} M"),
-        ("bit operations", f"{now.bops / 1e9:,.2f} G",
+        ("MACs", amount(now.macs), f"{now.macs / max(total.macs_before, 1):.0%} of {amount(total.macs_before)}"),
+        ("bit operations", amount(now.bops),
          f"{now.bops / max(total.macs_before * FLOAT_BITS**2, 1):.1%} of the original's at 32 bits"),
-        ("weights", _bytes(now.total_weight_bits / 8), f"{now.parameters:,} parameters"),
+        ("weights", bytes_as_text(now.total_weight_bits / 8), f"{now.parameters:,} parameters"),
         ("layers split", f"{sum(bool(row.after) for row in total.rows)} of {len(total.rows)}", "sites"),
     ]  # fmt: skip
     if accuracy.get(name) is not None:
@@ -48,13 +52,20 @@ def costs(variants: Variants, accuracy: Mapping[str, float | None]) -> str:
     for name, graph in variants.items():
         total = cost(graph)
         share = accuracy.get(name)
-        rows.append((name, f"{total.macs / 1e6:,.2f}", f"{total.bops / 1e9:,.3f}", f"{total.parameters:,}",
-                     _bytes(total.total_weight_bits / 8), "" if share is None else f"{share:.1%}",
+        rows.append((name, amount(total.macs), amount(total.bops), f"{total.parameters:,}",
+                     bytes_as_text(total.total_weight_bits / 8), "" if share is None else f"{share:.1%}",
                      "" if share is None or original is None else f"{100 * (share - original):+.1f}"))  # fmt: skip
     if original is not None:
         rows.append((ORIGINAL, "", "", "", "", f"{original:.1%}", ""))
-    heads = ("network", "MACs, M", "BOPs, G", "parameters", "weights", "accuracy", "points against the original")
-    return table(heads, rows)
+    heads = ("network", "MACs", "BOPs", "parameters", "weights", "accuracy", "points against the original")
+    known = {name: share for name, share in accuracy.items() if share is not None and name != ORIGINAL}
+    if len(known) < 2 or find_spec("matplotlib") is None:
+        return table(heads, rows)
+    points = {name: (cost(variants[name]).bops, share) for name, share in known.items()}
+    picture = to_svg(plots.accuracy_over_cost(points, original), "accuracy-over-cost")
+    return table(heads, rows) + figure(
+        picture, "Accuracy over bit operations; the line is what no cheaper network beats."
+    )
 
 
 def layer_tables(variants: Variants) -> str:
@@ -77,7 +88,7 @@ def layer_tables(variants: Variants) -> str:
             "‖W − UV‖/‖W‖",
         )
         content = table(heads, rows, left=3)
-        parts.append(content if len(variants) == 1 else folded(name, content))
+        parts.append(content if len(variants) == 1 else folded(name, content, name))
     return "".join(parts)
 
 
@@ -94,14 +105,15 @@ def skips(variants: Variants) -> str:
         content = table(
             ("reason", "sites"), [(reason, ", ".join(sites)) for reason, sites in reasons.items()], 1, long=(1,)
         )
-        parts.append(content if len(variants) == 1 else folded(name, content))
+        parts.append(content if len(variants) == 1 else folded(name, content, name))
     return "".join(parts)
 
 
 def plans(variants: Variants) -> str:
     """The plan of every variant as JSON, to be copied."""
     return "".join(
-        folded(f"plan of {name}", f"<pre>{escape(Plan.of(graph).to_json())}</pre>") for name, graph in variants.items()
+        folded(f"plan of {name}", f'<pre tabindex="0">{escape(Plan.of(graph).to_json())}</pre>', name)
+        for name, graph in variants.items()
     )
 
 
@@ -109,10 +121,17 @@ def words(table_: Distributions) -> str:
     """The findings of every variant."""
     parts = []
     for name in table_.variants:
-        items = "".join(f"<li>{escape(each)}</li>" for each in findings(table_, name))
-        parts.append(f"<h3>{escape(name)}</h3><ul>{items}</ul>")
+        first, *others = found = findings(table_, name) or ["no layer was measured."]
+        if len(table_.variants) > _SHORT:  # a line for each, more on a click
+            parts.append(folded(f"{name}: {first}", _items(others), name))
+        else:
+            parts.append(f'<div data-network="{escape(name)}"><h3>{escape(name)}</h3>{_items(found)}</div>')
     images = f"Measured on {table_.images:,} images. Errors are ‖ŷ − y‖/‖y‖ at the output of a layer."
     return f'<p class="soft">{images}</p>' + "".join(parts)
+
+
+def _items(sentences: Sequence[str]) -> str:
+    return f"<ul>{''.join(f'<li>{escape(each)}</li>' for each in sentences)}</ul>"
 
 
 def pictures(table_: Distributions) -> str:
@@ -172,7 +191,7 @@ _HEADS = ("site", "tensor", "bits", "min", "max", "mean", "std", "1 %", "99 %", 
 def rows_table(table_: Distributions) -> str:
     """Every row of the table, a fold for each variant."""
     return "".join(
-        folded(f"{name}: {len(rows)} rows", table(_HEADS, [_cells(row) for row in rows], left=2, long=(23,)))
+        folded(f"{name}: {len(rows)} rows", table(_HEADS, [_cells(row) for row in rows], left=2, long=(23,)), name)
         for name in (ORIGINAL, *table_.variants)
         for rows in [table_.where(variant=name)]
     )
@@ -195,7 +214,3 @@ def _three(value: float | None) -> str:
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.1%}"
-
-
-def _bytes(count: float) -> str:
-    return f"{count / 2**20:,.2f} MiB" if count >= 2**20 else f"{count / 2**10:,.1f} KiB"
