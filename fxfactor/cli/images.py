@@ -1,4 +1,4 @@
-"""Images as users have them: arrays in .npy and .npz files, and folders of pictures, with classes or without."""
+"""Images as users have them: arrays in .npy and .npz files, folders of pictures, datasets of torchvision."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 CALIBRATION = 512
 """Pictures that are read of a folder for calibration, spread evenly over it."""
-
-KINDS = "a .npy file, an .npz file, or a folder of pictures"
 
 
 @dataclass(frozen=True)
@@ -45,8 +43,6 @@ class Pictures:
         """One image (C, H, W). Raises PreconditionError where the file is no picture."""
         import warnings
 
-        import torch
-
         try:
             from PIL import Image
         except ModuleNotFoundError as error:
@@ -55,12 +51,20 @@ class Pictures:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 with Image.open(path) as opened:
-                    picture = opened.convert("RGB" if len(self.mean) == 3 else "L")
+                    picture = opened.convert("RGB" if len(self.mean) == 3 else "L")  # reads it
         except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError,
                 Image.DecompressionBombWarning) as error:  # fmt: skip
             raise PreconditionError(
                 f"cannot read the picture {str(path)!r}: {str(error).splitlines()[0]}; repair it or take it away"
             ) from error
+        return self.image(picture)
+
+    def image(self, picture: Any) -> Tensor:
+        """One image (C, H, W) of a PIL image."""
+        import torch
+        from PIL import Image
+
+        picture = picture.convert("RGB" if len(self.mean) == 3 else "L")
         height, width = self.size
         scale = max((self.resize or 0) / min(picture.size), height / picture.height, width / picture.width)
         scaled = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
@@ -93,9 +97,72 @@ class Folder(Sequence[Any]):
         return len(self.files)
 
     def __getitem__(self, index: Any) -> Any:
-        file, label = self.files[index]
-        image = self.pictures.read(file)
-        return (image, label) if self.classes else image
+        label = self.files[index][1]
+        return (self.image(index), label) if self.classes else self.image(index)
+
+    def image(self, index: int) -> Tensor:
+        """The image alone."""
+        return self.pictures.read(self.files[index][0])
+
+    def __str__(self) -> str:
+        return f"{len(self)} pictures{f' of {len(self.classes)} classes' if self.classes else ''} in {self.path}"
+
+
+class Dataset(Sequence[Any]):
+    """A dataset of torchvision's by name, with arguments: torchvision:CIFAR10(root="data", train=False). (image, label)."""
+
+    def __init__(self, source: str, pictures: Pictures) -> None:
+        self.source, self.pictures = source, pictures
+        self.items = _torchvision_dataset(source)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: Any) -> Any:
+        label = self.items[index][1]
+        if isinstance(label, bool) or not isinstance(label, int):
+            raise PreconditionError(
+                f"{self.source} must have a class number for each picture, found {type(label).__name__}; for images without "
+                "labels it will do"
+            )
+        return self.image(index), label
+
+    def image(self, index: int) -> Tensor:
+        """The image alone."""
+        from PIL import Image
+
+        picture = self.items[index][0]
+        if not isinstance(picture, Image.Image):
+            raise PreconditionError(
+                f"{self.source} must hold pictures, found {type(picture).__name__}; videos and pairs of images are not read"
+            )
+        return self.pictures.image(picture)
+
+    def __str__(self) -> str:
+        return f"{len(self)} pictures of {self.source}"
+
+
+def _torchvision_dataset(source: str) -> Any:
+    """Made from what stands in brackets. Raises PreconditionError where it is not there or not what torchvision wants."""
+    from fxfactor.cli.networks import parse_name, require_listed
+
+    try:
+        from torchvision import datasets
+    except ModuleNotFoundError as error:
+        raise PreconditionError("torchvision is not installed; run pip install torchvision") from error
+    name = parse_name(source)
+    require_listed(name, list(datasets.__all__), "torchvision", "dataset")
+    try:
+        found = getattr(datasets, name.name)(*name.arguments, **name.options)
+        if len(found) == 0:
+            raise ValueError("it is empty")
+    except Exception as error:  # each dataset has its own
+        said = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise PreconditionError(
+            f'cannot open {source}: {said}; write its arguments as in torchvision:CIFAR10(root="data", train=False), with '
+            "download=True where it is to be fetched"
+        ) from error
+    return found
 
 
 def _pictures_below(folder: Path) -> list[Path]:
@@ -112,12 +179,10 @@ def read_images(
     """
     import torch
 
-    if path.is_dir():
-        folder = Folder(path, _required(pictures, path))
-        chosen = _spread(len(folder), at_most or CALIBRATION)
-        note(f"images: {len(chosen)} of {len(folder)} pictures in {path}, {_described(folder.pictures)}")
-        read = (folder.pictures.read(folder.files[index][0]) for index in chosen)
-        return list(torch.stack(list(read)).split(size))
+    if (pictured := _pictured(path, pictures)) is not None:
+        chosen = _spread(len(pictured), at_most or CALIBRATION)
+        note(f"images: {len(chosen)} of {pictured}, {_described(pictured.pictures)}")
+        return list(torch.stack([pictured.image(index) for index in chosen]).split(size))
     (array,) = read_arrays(path, ("x",), "images")
     require_images(array, path, "images")
     chosen = _spread(len(array), at_most or len(array))
@@ -178,16 +243,13 @@ def read_labelled(
     import numpy as np
     import torch
 
-    if path.is_dir():
-        folder = Folder(path, _required(pictures, path))
-        if not folder.classes:
+    if (pictured := _pictured(path, pictures)) is not None:
+        if isinstance(pictured, Folder) and not pictured.classes:
             raise PreconditionError(
                 f"the {what} {str(path)!r} must have a folder for each class, found pictures without any; labels are needed"
             )
-        note(
-            f"{what}: {len(folder)} pictures of {len(folder.classes)} classes in {path}, {_described(folder.pictures)}"
-        )
-        return Labelled(folder, size)
+        note(f"{what}: {pictured}, {_described(pictured.pictures)}")
+        return Labelled(pictured, size)
     images, labels = read_arrays(path, ("x", "y"), what)
     require_images(images, path, what)
     if labels.ndim != 1 or len(labels) != len(images):
@@ -201,9 +263,17 @@ def read_labelled(
     return Labelled((torch.from_numpy(np.array(images)).float(), torch.from_numpy(labels.astype(np.int64))), size)
 
 
+def _pictured(path: Path, pictures: Pictures | None) -> Folder | Dataset | None:
+    """Pictures where `path` is a folder or names a dataset of torchvision's; None where it is a file."""
+    name = str(path)
+    if name.startswith("torchvision:"):
+        return Dataset(name, _required(pictures, path))
+    return Folder(path, _required(pictures, path)) if path.is_dir() else None
+
+
 def _required(pictures: Pictures | None, path: Path) -> Pictures:
     if pictures is None:
-        raise PreconditionError(f"{str(path)!r} is a folder of pictures: say their size, with --image-size 224")
+        raise PreconditionError(f"{str(path)!r} holds pictures: say their size, with --image-size 224")
     return pictures
 
 

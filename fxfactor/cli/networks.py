@@ -141,7 +141,7 @@ def _of_torchvision(name: Name, pretrained: bool) -> Callable[[], Any]:
         from torchvision import models
     except ModuleNotFoundError as error:
         raise PreconditionError("torchvision is not installed; run pip install torchvision") from error
-    _require_listed(name, models.list_models(), "torchvision")
+    require_listed(name, models.list_models(), "torchvision")
     builder = models.get_model_builder(name.name)
     options = {"weights_backbone": None} if "weights_backbone" in inspect.signature(builder).parameters else {}
     weights = "DEFAULT" if pretrained else None
@@ -160,7 +160,7 @@ def _of_timm(name: Name, pretrained: bool) -> Callable[[], Any]:
     except ModuleNotFoundError as error:
         raise PreconditionError("timm is not installed; run pip install timm") from error
     if ":" not in name.name:
-        _require_listed(name, [*timm.list_models(), *timm.list_models(pretrained=True)], "timm")
+        require_listed(name, [*timm.list_models(), *timm.list_models(pretrained=True)], "timm")
 
     def make() -> Any:
         with _downloading(name):
@@ -169,10 +169,11 @@ def _of_timm(name: Name, pretrained: bool) -> Callable[[], Any]:
     return make
 
 
-def _require_listed(name: Name, known: list[str], where: str) -> None:
+def require_listed(name: Name, known: list[str], where: str, what: str = "model") -> None:
+    """Raise PreconditionError, with what is near, where the name is not among those that are known."""
     if name.name not in known:
         close = difflib.get_close_matches(name.name, known, n=3, cutoff=0.0)
-        raise PreconditionError(f"{where} has no model {name.name!r}; did you mean {' or '.join(map(repr, close))}?")
+        raise PreconditionError(f"{where} has no {what} {name.name!r}; did you mean {' or '.join(map(repr, close))}?")
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def transform(
         typer.Option(
             "--calibration",
             "--images",
-            help="Images to fit factors and ranges to: a .npy or .npz file of floats (N, C, H, W), or a folder of pictures.",
+            help="Images to fit factors and ranges to: a .npy or .npz file of floats (N, C, H, W), a folder of pictures, or a dataset of torchvision's.",
             metavar="PATH",
         ),
     ] = None,

@@ -135,3 +135,48 @@ def test_a_picture_of_too_many_pixels_is_refused(tmp_path: Path, monkeypatch: py
 def test_mean_and_std_of_no_picture(numbers: tuple[tuple[float, ...], tuple[float, ...]]) -> None:
     with pytest.raises(PreconditionError, match="mean and std must be 3 numbers each"):
         Pictures((8, 8), mean=numbers[0], std=numbers[1])
+
+
+FAKE = "torchvision:FakeData(size=6, image_size=(3, 12, 12), num_classes=3)"
+
+
+def test_datasets_of_torchvision(capsys: pytest.CaptureFixture[str]) -> None:
+    datasets = pytest.importorskip("torchvision.datasets")
+    theirs = datasets.FakeData(size=6, image_size=(3, 12, 12), num_classes=3)
+    labelled = read_labelled(Path(FAKE), PLAIN, size=4)
+    assert [len(labels) for _, labels in labelled] == [4, 2]
+    assert [int(each) for _, labels in labelled for each in labels] == [int(theirs[index][1]) for index in range(6)]
+    assert torch.equal(labelled[0][0][1], PLAIN.image(theirs[1][0]))
+    assert f"6 pictures of {FAKE}, 8×8" in " ".join(capsys.readouterr().err.split())
+    (batch,) = read_images(Path(FAKE), PLAIN, at_most=3)
+    assert torch.equal(batch, torch.stack([PLAIN.image(theirs[index][0]) for index in (0, 2, 4)]))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("torchvision:CIFAR10(root='nowhere')", "Dataset not found.*download=True where it is to be fetched"),
+        ("torchvision:CIFAR10", "cannot open torchvision:CIFAR10: .*root"),
+        ("torchvision:CIFA10(root='x')", "torchvision has no dataset 'CIFA10'; did you mean 'CIFAR10'"),
+        ("torchvision:FakeData(size=__import__('os'))", "must be Python literals"),
+        ("torchvision:FakeData(size=0)", "it is empty"),
+        ("torchvision:ImageFolder(root='nowhere')", "cannot open .*nowhere"),
+    ],
+)
+def test_datasets_that_are_not_there(source: str, message: str) -> None:
+    pytest.importorskip("torchvision")
+    with pytest.raises(PreconditionError, match=message):
+        read_images(Path(source), PLAIN)
+    with pytest.raises(PreconditionError, match=r"holds pictures: say their size, with --image-size 224"):
+        read_images(Path(source))
+
+
+def test_a_dataset_without_class_numbers_is_for_calibration_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("torchvision.datasets")
+    monkeypatch.setattr(datasets.FakeData, "__getitem__", lambda self, index: (Image.new("RGB", (8, 8)), "cat"))
+    assert len(read_images(Path(FAKE), PLAIN)[0]) == 6
+    with pytest.raises(PreconditionError, match="must have a class number for each picture, found str"):
+        read_labelled(Path(FAKE), PLAIN)[0]
+    monkeypatch.setattr(datasets.FakeData, "__getitem__", lambda self, index: (torch.zeros(3), 1))
+    with pytest.raises(PreconditionError, match="must hold pictures, found Tensor"):
+        read_images(Path(FAKE), PLAIN)
