@@ -184,6 +184,7 @@ def through(build: Callable[[], nn.Module], shape: tuple[int, ...], most: float)
     graph = fxfactor.capture(model, images).eval()
     yield "capture", "ok"
     yield "other sizes", _other_sizes(model, graph, shape)
+    del graph  # the largest networks take 13 times the memory of their weights with it
     network = fxfactor.transform(model, level=3, bits=4, example_inputs=images)
     yield "transform", "ok" if _finite(network(images)) else "wrong: outputs are not finite"
     yield "training step", _training_step(network, images)

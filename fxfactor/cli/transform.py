@@ -50,7 +50,8 @@ def transform(
         typer.Option(
             "--calibration",
             "--images",
-            help="Images to fit factors and ranges to: a .npy or .npz file of floats (N, C, H, W), a folder of pictures, or a dataset of torchvision's.",
+            help="Images to fit factors and ranges to: a .npy or .npz file of floats (N, C, H, W), a folder of pictures, or a "
+            "dataset of torchvision's.",
             metavar="PATH",
         ),
     ] = None,
