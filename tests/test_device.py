@@ -50,6 +50,14 @@ def test_transform_recover_save(model, batches, tmp_path, with_images) -> None:
     assert torch.equal(again.eval()(x), qmodel.eval()(x))
 
 
+def test_mixed_precision(model, batches) -> None:
+    qmodel = fxfactor.transform(model, level=2, bits=4, calibration=[x for x, _ in batches])
+    fxfactor.reconstruct(model, qmodel, [x for x, _ in batches], steps=3, precision="bfloat16")
+    (epoch,) = fxfactor.finetune(qmodel, batches, teacher=model, epochs=1, precision="bfloat16")
+    assert epoch.loss < float("inf")
+    assert {parameter.dtype for parameter in qmodel.parameters()} == {torch.float32}
+
+
 def test_explore(model, batches, tmp_path) -> None:
     result = fxfactor.explore(
         model, batches, batches, levels=(0, 2), bits=(4, 8, None), state=tmp_path / "state.sqlite"

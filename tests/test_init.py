@@ -44,11 +44,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "export": {"target": "qonnx", "example_inputs": None},
     "finetune": {
         "teacher": None, "epochs": 2, "learning_rate": 2e-3, "label_weight": 0.0, "augment": None,
-        "batch_norm": "fixed", "seed": 0, "checkpoint": None,
+        "batch_norm": "fixed", "precision": "float32", "seed": 0, "checkpoint": None,
     },
     "groups_at": {"original_groups": 1},
     "reconstruct": {
-        "steps": 1000, "batch_size": 32, "learning_rate": None, "augment": fxfactor.flip_shift_and_cut, "seed": 0,
+        "steps": 1000, "batch_size": 32, "learning_rate": None, "augment": fxfactor.flip_shift_and_cut,
+        "precision": "float32", "seed": 0,
     },
     "round_weights": {"ridge": 0.1, "memory_limit": 2 << 30},
     "search": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -94,6 +95,28 @@ TrustSource = Annotated[
     bool,
     typer.Option(
         "--trust-source", help="Import and call the network that the folder itself names: this runs code. Shown first."
+    ),
+]
+
+
+def parse_one_of(*names: str) -> Callable[[str], str]:
+    """What reads an option that is one of these words: another one is told before any work."""
+
+    def parse(text: str) -> str:
+        if text in names:
+            return text
+        raise typer.BadParameter(f"{' or '.join(names)} is required, found {text!r}")
+
+    return parse
+
+
+PRECISIONS = ("float32", "bfloat16")
+Precision = Annotated[
+    str,
+    typer.Option(
+        parser=parse_one_of(*PRECISIONS),
+        metavar="|".join(PRECISIONS),
+        help="What convolutions compute in while training; bfloat16 is faster on GPUs that have it.",
     ),
 ]
 

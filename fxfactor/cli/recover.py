@@ -12,11 +12,13 @@ from fxfactor.cli.options import (
     ImageSize,
     Mean,
     Model,
+    Precision,
     Pretrained,
     Resize,
     Std,
     TrustSource,
     Weights,
+    parse_one_of,
     pictures_of,
 )
 from fxfactor.cli.output import Json, going_on, note, show, show_json, suggest
@@ -27,7 +29,6 @@ from fxfactor.files import require_place_for_file, write_text
 if TYPE_CHECKING:
     from torch import nn
 
-    from fxfactor.recovery.finetune import BatchNorms
 
 LabelledImages = Annotated[
     Path,
@@ -167,8 +168,14 @@ def finetune(
     ] = 0.0,
     augment: Annotated[bool, typer.Option("--augment", help="Mirror and shift the images.")] = False,
     batch_norm: Annotated[
-        str, typer.Option(help="Statistics of batch norms: fixed, or updated by every batch.", metavar="fixed|updated")
+        str,
+        typer.Option(
+            parser=parse_one_of("fixed", "updated"),
+            help="Statistics of batch norms: fixed, or updated by every batch.",
+            metavar="fixed|updated",
+        ),
     ] = "fixed",
+    precision: Precision = "float32",
     batch_size: BatchSize = 64,
     seed: Annotated[int, typer.Option(min=0, help="Order of the images.")] = 0,
     checkpoint: Annotated[
@@ -217,7 +224,8 @@ def finetune(
             learning_rate=learning_rate,
             label_weight=label_weight,
             augment=fxfactor.flip_and_shift if augment else None,
-            batch_norm=cast("BatchNorms", batch_norm),
+            batch_norm=cast(Any, batch_norm),
+            precision=cast(Any, precision),
             seed=seed,
             checkpoint=checkpoint,
         )

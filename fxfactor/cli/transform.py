@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -19,6 +19,7 @@ from fxfactor.cli.options import (
     MaxImages,
     Mean,
     Original,
+    Precision,
     Pretrained,
     Resize,
     Std,
@@ -67,6 +68,7 @@ def transform(
         int | None,
         typer.Option(min=1, help="Steps that bring each block's outputs to the original's: minutes.", metavar="STEPS"),
     ] = None,
+    precision: Precision = "float32",
     device: Device = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder to save the result in.", metavar="FOLDER")
@@ -113,7 +115,7 @@ def transform(
     if images is not None and round_weights:
         fxfactor.round_weights(model, qmodel, images)
     if images is not None and reconstruct is not None:
-        fxfactor.reconstruct(model, qmodel, images, steps=reconstruct)
+        fxfactor.reconstruct(model, qmodel, images, steps=reconstruct, precision=cast(Any, precision))
     found = fxfactor.summary(qmodel, show=not as_json)
     if as_json:
         show_json(found.to_dict())

@@ -31,7 +31,15 @@ from fxfactor.graph.questions import is_quantizer
 from fxfactor.graph.watching import inputs_of, modes_kept, not_empty
 from fxfactor.progress import track
 from fxfactor.quantization.fused import fused_quantizers
-from fxfactor.recovery.blocks import Matching, batch_norms, channels_last, cosine
+from fxfactor.recovery.blocks import (
+    Matching,
+    Precision,
+    batch_norms,
+    channels_last,
+    computing_in,
+    cosine,
+    require_precision,
+)
 from fxfactor.recovery.reconstruct import Augment
 
 _CHECKPOINT = "checkpoint.safetensors"
@@ -61,6 +69,7 @@ def finetune(
     label_weight: float = 0.0,
     augment: Augment | None = None,
     batch_norm: BatchNorms = "fixed",
+    precision: Precision = "float32",
     seed: int = 0,
     checkpoint: str | Path | None = None,
 ) -> list[Epoch]:
@@ -72,8 +81,9 @@ def finetune(
 
     loader: batches (images, labels), or images alone where no label is needed; its order is fixed by `seed`. augment:
     `(images, generator) → images`, such as `fxfactor.flip_and_shift`. batch_norm: "fixed" keeps the statistics, to which rounded
-    weights were fitted; "updated" takes those of each batch, as the original was trained. checkpoint: a folder; the state is kept
-    there after every epoch, and a run that finds one goes on from it, to the same result up to rounding.
+    weights were fitted; "updated" takes those of each batch, as the original was trained. precision: "bfloat16" computes
+    convolutions and linear layers in that (torch.autocast), which is faster on GPUs that have it. checkpoint: a folder; the state
+    is kept there after every epoch, and a run that finds one goes on from it, to the same result up to rounding.
 
     Under torchrun, with the process group initialised and a DistributedSampler in the loader, gradients are averaged over
     the processes; the first one shows progress and writes checkpoints.
@@ -82,11 +92,13 @@ def finetune(
     FxfactorError where the loss is no longer finite.
     """
     _require_settings(epochs, learning_rate, teacher, label_weight, batch_norm)
+    require_precision(precision)
     label_weight = 1.0 if teacher is None else label_weight
     task: nn.Module = _Objective(model, None if teacher is None else as_graph(teacher, model), label_weight)
     rng = torch.random.fork_rng(devices=[])
     with modes_kept(model), channels_last(model), fused_quantizers(model), rng, torch.enable_grad():
         settings = {"epochs": epochs, "learning_rate": learning_rate, "batch_norm": batch_norm, "seed": seed}
+        settings |= {} if precision == "float32" else {"precision": precision}  # older checkpoints have none
         run = _Run(model, settings, None if checkpoint is None else Path(checkpoint))
         task = DistributedDataParallel(task) if _process() is not None else task
         task.train()
@@ -174,7 +186,8 @@ class _Run:
         for step, batch in enumerate(not_empty(batches, "fine-tuning")):
             self._set_learning_rate(number, step, steps)
             images, labels = self._tensors(batch, with_labels)
-            loss = task(images if augment is None else augment(images, generator), labels)
+            with computing_in(self.settings.get("precision", "float32"), images.device):
+                loss = task(images if augment is None else augment(images, generator), labels)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()

@@ -27,7 +27,15 @@ from fxfactor.graph.watching import evaluating, images_of
 from fxfactor.progress import track
 from fxfactor.quantization.fused import fused_quantizers
 from fxfactor.recovery.augment import flip_shift_and_cut
-from fxfactor.recovery.blocks import Matching, batch_norms, channels_last, cosine
+from fxfactor.recovery.blocks import (
+    Matching,
+    Precision,
+    batch_norms,
+    channels_last,
+    computing_in,
+    cosine,
+    require_precision,
+)
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -53,6 +61,7 @@ def reconstruct(
     batch_size: int = 32,
     learning_rate: float | None = None,
     augment: Augment | None = flip_shift_and_cut,
+    precision: Precision = "float32",
     seed: int = 0,
 ) -> Reconstruction:
     """Train all parameters of `graph` to give what `original` gives at every block boundary, in place.
@@ -61,7 +70,7 @@ def reconstruct(
     After: the same modules with other values. Minimised by Adam with a cosine schedule: the mean over the boundaries of
     ‖a − b‖²/‖b − b̄‖², a from the compressed and b from the original network, plus the same at the output. Batch norms
     normalise by the batch meanwhile and keep running statistics of it (new ones of the images as they are cost 0.6 points
-    on ResNet-20). `augment` is applied to both networks' images (None for none).
+    on ResNet-20). `augment` is applied to both networks' images (None for none). precision: as in `fxfactor.finetune`.
 
     learning_rate: the further the fit is off, the more is good. Where none is given, each of `RATES` trains a copy on three
     quarters of the images for a twelfth of the steps, and the one that brings the others nearest is taken.
@@ -74,9 +83,10 @@ def reconstruct(
         raise PreconditionError(
             f"reconstruct(learning_rate=…) must be a number above 0, found {learning_rate!r}; give none, and it is tried out"
         )
+    require_precision(precision)
     images = _all_images(batches, next(graph.parameters()))
     original = as_graph(original, graph)
-    train = partial(_train, original, batch_size=batch_size, augment=augment, seed=seed)
+    train = partial(_train, original, batch_size=batch_size, augment=augment, precision=precision, seed=seed)
     if learning_rate is None:
         learning_rate = _best_rate(train, original, graph, images, max(1, steps // 12))
     losses = train(graph, images, "reconstructing", steps=steps, learning_rate=learning_rate)
@@ -110,6 +120,7 @@ def _train(
     learning_rate: float,
     batch_size: int,
     augment: Augment | None,
+    precision: Precision,
     seed: int,
 ) -> list[float]:
     """Adam steps on `graph`, in place; gives the loss of each."""
@@ -123,7 +134,8 @@ def _train(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * cosine(step / steps, (step + 1) / 20)
             batch = images[chosen] if augment is None else augment(images[chosen], generator)
-            loss, _ = match(batch)
+            with computing_in(precision, batch.device):
+                loss, _ = match(batch)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

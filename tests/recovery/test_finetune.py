@@ -128,6 +128,21 @@ def test_checkpoint_of_another_run_is_refused(tmp_path):
         finetune(compressed(), loader(), epochs=2, checkpoint=tmp_path)
 
 
+def test_mixed_precision_trains_alike_and_keeps_float32(tmp_path):
+    plain, mixed = compressed(), compressed()
+    options = {"teacher": model(), "epochs": 10, "learning_rate": 2e-2}
+    first = finetune(plain, loader(), **options)[0].loss
+    told = finetune(mixed, loader(), **options, precision="bfloat16", checkpoint=tmp_path)
+    assert told[0].loss == pytest.approx(first, rel=0.05)
+    assert told[-1].loss < 0.9 * told[0].loss
+    states = zip(plain.state_dict().values(), mixed.state_dict().values(), strict=True)
+    assert not all(torch.equal(a, b) for a, b in states)
+    assert {each.dtype for each in mixed.state_dict().values()} <= {torch.float32, torch.int64}
+    assert mixed(images()).dtype == torch.float32
+    with pytest.raises(PreconditionError, match=r"another run: it has .*bfloat16"):
+        finetune(compressed(), loader(), **options, checkpoint=tmp_path)
+
+
 def test_global_random_state_is_left_alone():
     qmodel = compressed()
     state = torch.get_rng_state()
@@ -142,6 +157,7 @@ def test_global_random_state_is_left_alone():
         ({"learning_rate": 0.0}, "learning_rate > 0"),
         ({"label_weight": -1.0}, "label_weight ≥ 0"),
         ({"batch_norm": "frozen"}, 'batch_norm must be "fixed" or "updated", found .frozen'),
+        ({"precision": "float16"}, 'precision must be "float32" or "bfloat16", found .float16'),
         ({"teacher": "resnet18"}, "teacher must be the network .* found str"),
     ],
 )

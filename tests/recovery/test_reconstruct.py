@@ -43,6 +43,19 @@ def test_reconstruction_brings_the_output_nearer(bits):
     assert not any(module.training for module in graph.modules())
 
 
+def test_mixed_precision_reconstructs_alike():
+    original = network()
+    plain, mixed = compressed(original, 4), compressed(original, 4)
+    options = {"steps": 60, "batch_size": 16, "learning_rate": 5e-3, "augment": None}
+    losses = reconstruct(original, plain, images().split(8), **options).losses
+    found = reconstruct(original, mixed, images().split(8), precision="bfloat16", **options).losses
+    assert found != losses
+    assert found[-1] == pytest.approx(losses[-1], rel=0.1)
+    assert {each.dtype for each in mixed.state_dict().values()} <= {torch.float32, torch.int64}
+    with pytest.raises(PreconditionError, match='precision must be "float32" or "bfloat16"'):
+        reconstruct(original, mixed, [images()], precision="half")
+
+
 def test_reconstruction_is_the_same_twice_and_leaves_the_original_alone():
     original = network()
     untouched = copy.deepcopy(original.state_dict())
