@@ -97,7 +97,12 @@ def finetune(
     task: nn.Module = _Objective(model, None if teacher is None else as_graph(teacher, model), label_weight)
     rng = torch.random.fork_rng(devices=[])
     with modes_kept(model), channels_last(model), fused_quantizers(model), rng, torch.enable_grad():
-        settings = {"epochs": epochs, "learning_rate": learning_rate, "batch_norm": batch_norm, "seed": seed}
+        settings: dict[str, Any] = {
+            "epochs": epochs,
+            "learning_rate": learning_rate,
+            "batch_norm": batch_norm,
+            "seed": seed,
+        }
         settings |= {} if precision == "float32" else {"precision": precision}  # older checkpoints have none
         run = _Run(model, settings, None if checkpoint is None else Path(checkpoint))
         task = DistributedDataParallel(task) if _process() is not None else task
