@@ -61,6 +61,13 @@ OWN_LAYERS = {
 SPLITS = ("unequal_splits", "step_take_unequal_splits", "a correction of FINN+: FIFOs behind splits into unequal parts")
 """The same for what InsertFIFO of FINN+ 1.6.1 cannot do."""
 
+QUEUES = (
+    "output_queues",
+    "step_take_longer_output_queues",
+    "a correction of FINN: matrix units whose output queue is too short",
+)
+"""The same for what the RTL of FINN loses where a unit gives an output in every cycle and has to wait; for every build."""
+
 FINN_FOLDER = "$::env(FINN_FOLDER)"
 """How a Tcl script is told where FINN lies."""
 
@@ -110,7 +117,8 @@ def prepare(
     (build configurations that start from it), folding.json, input.npy and expected_output.npy (one image in integers and
     what has to come out), scales.json (what the integers stand for), generated/ (HLS and RTL sources of every layer, as
     FINN's step_hw_codegen writes them), estimate.json and README.md; grouped_mvau.py and integer_requant.py, hardware layers of
-    our own, where a grouped convolution is one block or a quantizer one multiplication; unequal_splits.py, a correction, where
+    our own, where a grouped convolution is one block or a quantizer one multiplication; output_queues.py, a correction of
+    FINN's matrix unit, and unequal_splits.py, another, where
     channels are split into unequal parts. With `verify` the sample is its first image.
 
     `fifo_depths`: stream -> words that its FIFO holds, for all streams: `Simulation.depths` of `fxfactor.finn.simulate` for the
@@ -162,11 +170,11 @@ def prepare(
 
 
 def _own_files(model: onnx.ModelProto) -> list[tuple[str, str, str]]:
-    """Of OWN_LAYERS and SPLITS, what a network in integers needs."""
+    """Of OWN_LAYERS, QUEUES and SPLITS, what a network in integers needs."""
     kinds = {node.op_type for node in model.graph.node}
     splits = [node for node in model.graph.node if node.op_type == "Split"]
     sizes = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    own = [needed for layer, needed in OWN_LAYERS.items() if layer in kinds]
+    own = [*(needed for layer, needed in OWN_LAYERS.items() if layer in kinds), QUEUES]
     return [*own, SPLITS] if any(len(np.unique(sizes[node.input[1]])) > 1 for node in splits) else own
 
 

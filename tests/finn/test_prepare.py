@@ -35,7 +35,7 @@ def test_the_folder_holds_a_build_that_finn_reads(write: Write, tmp_path: Path, 
     texts = {"README.md", "build_finn.py", "build_finn_plus.yaml", "folding.json", "scales.json", "estimate.json"}
     kinds = {layer.kind for layer in prepared.estimate.layers}
     ours = {"grouped_mvau.py": "MVAUGrouped_rtl", "integer_requant.py": "IntegerRequant_rtl"}
-    own = {file for file, kind in ours.items() if kind in kinds}
+    own = {"output_queues.py"} | {file for file, kind in ours.items() if kind in kinds}
     assert names == texts | own | {"model.onnx", "input.npy", "expected_output.npy", "generated"}
     suffixes = {file.suffix for file in (folder / "generated").rglob("*") if file.is_file()}
     assert {".v", ".sv", ".dat"} <= suffixes
@@ -105,6 +105,8 @@ def test_a_build_with_unequal_splits_ships_the_correction(
     assert (tmp_path / "build" / "unequal_splits.py").is_file() == needed
     steps = [(tmp_path / "build" / name).read_text() for name in ("build_finn_plus.yaml", "build_finn.py", "README.md")]
     assert ["step_take_unequal_splits" in text for text in steps] == [needed] * 3
+    queues = "step_take_longer_output_queues"
+    assert (tmp_path / "build" / "output_queues.py").is_file() and all(queues in text for text in steps)
     done = _in_python(tmp_path / "build", _INSERT_FIFOS)
     assert done.returncode == 0, done.stderr[-2000:]
 

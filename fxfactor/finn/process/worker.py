@@ -319,6 +319,7 @@ class Run:
 
         part, layer_streams = config._resolve_fpga_part(), load("layer_streams")
         load("unequal_splits")
+        load("output_queues")
         for transformation in (
             InsertDWC(),
             InsertFIFO(create_shallow_fifos=True),

@@ -54,7 +54,7 @@ def code_of(layer: Layer, library: Path) -> Code:
     for path in dict.fromkeys(paths):
         text = path.read_text()
         if path.name == ADDER_TREE:
-            text = _hoist_leaf_loads(text, path)
+            text = hoist_leaf_loads(text, path)
         files[own(path.name)] = own(text) if folder in path.parents else text
     inputs = tuple(port.padded for port in layer.in_ports)
     outputs = tuple(port.padded for port in layer.out_ports)
@@ -77,7 +77,7 @@ class _Renaming:
         return self.top.sub(CORE, text.replace(self.folder, "."))
 
 
-def _hoist_leaf_loads(text: str, path: Path) -> str:
+def hoist_leaf_loads(text: str, path: Path) -> str:
     """Move the function init_leaf_loads out of its generate block and pack its result: Verilator evaluates it only then.
 
     Raises FinnError where the file is not as expected: FINN has changed it.
