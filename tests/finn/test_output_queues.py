@@ -107,7 +107,7 @@ def test_finns_own_file_loses_outputs(tmp_path: Path) -> None:
 
 
 @needs_verilator
-@pytest.mark.parametrize("simd", [6, *(pytest.param(simd, marks=pytest.mark.slow) for simd in (2, 8, 9))])
+@pytest.mark.parametrize("simd", [6, *(pytest.param(simd, marks=pytest.mark.slow) for simd in (2, 8, 9, 15, 17))])
 def test_with_the_correction_none_is_lost(simd: int, correction: ModuleType, tmp_path: Path) -> None:
     unit = Path(correction.corrected(str(library() / "mvu_vvu_axi.sv"), str(tmp_path / "code"))).read_text()
     given, taken = map(int, run(simd, unit, tmp_path).split())
