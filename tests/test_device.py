@@ -63,6 +63,10 @@ def test_explore(model, batches, tmp_path) -> None:
         model, batches, batches, levels=(0, 2), bits=(4, 8, None), state=tmp_path / "state.sqlite"
     )
     assert [each.message for each in result.candidates] == [""] * 6
+    mixed = fxfactor.explore(
+        model, batches, batches, levels=(2,), bits=(4,), precision="bfloat16", state=tmp_path / "mixed"
+    )
+    assert [each.message for each in mixed.candidates] == [""]
 
 
 def test_search(model, batches) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -19,6 +19,7 @@ from fxfactor.cli.options import (
     MaxImages,
     Mean,
     Original,
+    Precision,
     Pretrained,
     Python,
     Resize,
@@ -70,6 +71,7 @@ def explore(
     clock_ns: ClockNs = 5.0,
     python: Python = None,
     device: Device = None,
+    precision: Precision = "float32",
     picture: Annotated[
         Path | None, typer.Option(help="Draw accuracy over BOPs: .png, .svg or .pdf.", metavar="FILE")
     ] = None,
@@ -132,6 +134,7 @@ def explore(
             target_fps=target_fps,
             clock_ns=clock_ns,
             python=python,
+            precision=cast(Any, precision),
             progress=told,
         )
     if as_json:

@@ -23,6 +23,7 @@ from fxfactor.exploration.rung import BitPair, FineTune, Metric, Progressed, Run
 from fxfactor.exploration.state_file import Candidate, Store
 from fxfactor.graph.watching import images_of
 from fxfactor.plan.ladder import Level, check_bits, check_level, check_width
+from fxfactor.recovery.mixed_precision import Precision, require_precision
 
 if TYPE_CHECKING:
     from fxfactor.finn.target import Target
@@ -52,6 +53,7 @@ def explore(
     target_fps: int = 1000,
     clock_ns: float = 5.0,
     python: str | Path | None = None,
+    precision: Precision = "float32",
     progress: Callable[[Candidate], object] | None = None,
 ) -> Exploration:
     """Evaluate a network at every level and bit width; gives a table, its Pareto front, and the best under limits.
@@ -74,6 +76,8 @@ def explore(
     Ray cluster.
     board: also ask FINN what each candidate costs there, folded for `target_fps` at a clock of `clock_ns` nanoseconds; needs
     finn-plus here or in the environment of the interpreter `python`, and some ten seconds each (`fxfactor.finn.estimate`).
+    precision: "bfloat16" evaluates in mixed precision, for GPUs that have it: the metric then differs by what rounding the
+    products does. Fits and ranges are the same for both; `finetune` has a `precision` of its own.
     progress: called with each candidate once it is kept.
 
     A candidate that raises is kept as failed, one whose metric is NaN is marked, and the walk goes on. Raises
@@ -82,9 +86,10 @@ def explore(
     """
     rungs, pairs = rungs_of(levels, widths), pairs_of(bits)
     _check(pairs, workers, engine)
+    require_precision(precision)
     batches = images_of(train, "an exploration", images)
     target = None if board is None else _target(board, target_fps, clock_ns, python)
-    setup = Setup(model, batches, validation, metric, finetune, boundary_bits, tuple(keep), target)
+    setup = Setup(model, batches, validation, metric, finetune, boundary_bits, tuple(keep), target, precision)
     about = _about(setup, validation)
     with Store(state, about) as store:
         done = {candidate.key: candidate for candidate in store.candidates()}
@@ -192,6 +197,7 @@ def _about(setup: Setup, validation: Any) -> dict[str, str]:
         "boundary_bits": str(setup.boundary_bits),
         "keep": ", ".join(setup.keep),
         "board": "" if setup.target is None else str(setup.target),
+        **({} if setup.precision == "float32" else {"precision": setup.precision}),  # older files have none
     }
 
 

@@ -34,6 +34,7 @@ from fxfactor.plan.plan import Plan
 from fxfactor.quantization.calibrate import calibrate, count_activations, set_ranges
 from fxfactor.quantization.histogram import Histogram
 from fxfactor.quantization.plain_copy import freeze
+from fxfactor.recovery.mixed_precision import Precision, computing_in
 
 if TYPE_CHECKING:
     from fxfactor.finn.target import Target
@@ -68,6 +69,7 @@ class Setup:
     boundary_bits: int | None = 8
     keep: tuple[str, ...] = ()
     target: Target | None = None
+    precision: Precision = "float32"
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,8 @@ class RungWalk:
                 elif state.histograms and pair[1] is not None:
                     set_ranges(qmodel, state.histograms)
                 network, total = freeze(qmodel), cost(qmodel)
-            value = float(self.setup.metric(network, self.setup.validation))
+            with computing_in(self.setup.precision, next(self.original.parameters()).device):
+                value = float(self.setup.metric(network, self.setup.validation))
         except Exception as error:  # the user's metric and fine-tuning may raise anything; it is written down
             return _failed(rung, pair, error, time.perf_counter() - started), changed
         bad = not math.isfinite(value)

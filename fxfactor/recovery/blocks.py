@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,28 +14,12 @@ from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
-from fxfactor.errors import PreconditionError
 from fxfactor.graph.questions import layers, shape_of
 
 
 def cosine(progress: float, warm_up: float = 1.0) -> float:
     """Share of the learning rate: half a cosine from 1 at progress 0 to 0 at 1, times warm_up while that is below 1."""
     return 0.5 * (1 + math.cos(math.pi * progress)) * min(1.0, warm_up)
-
-
-Precision = Literal["float32", "bfloat16"]
-"""What convolutions and linear layers compute in while a network is trained; weights, quantizers and losses stay in float32."""
-
-
-def require_precision(precision: str) -> None:
-    """Raise PreconditionError where it is none."""
-    if precision not in get_args(Precision):
-        raise PreconditionError(f'precision must be "float32" or "bfloat16", found {precision!r}')
-
-
-def computing_in(precision: Precision, device: torch.device) -> torch.autocast:
-    """torch's mixed precision for a forward pass: nothing changes for "float32"."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def boundaries(graph: GraphModule) -> list[Node]:

@@ -27,15 +27,8 @@ from fxfactor.graph.watching import evaluating, images_of
 from fxfactor.progress import track
 from fxfactor.quantization.fused import fused_quantizers
 from fxfactor.recovery.augment import flip_shift_and_cut
-from fxfactor.recovery.blocks import (
-    Matching,
-    Precision,
-    batch_norms,
-    channels_last,
-    computing_in,
-    cosine,
-    require_precision,
-)
+from fxfactor.recovery.blocks import Matching, batch_norms, channels_last, cosine
+from fxfactor.recovery.mixed_precision import Precision, computing_in, require_precision
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 

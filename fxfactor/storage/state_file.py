@@ -114,12 +114,12 @@ class StateFile:
             with self.transaction():
                 self.connection.executemany("insert into about values (?, ?)", list(wanted.items()))
             return
-        differing = [key for key in wanted if found.get(key) != wanted[key]]
+        differing = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
         if differing:
             key = differing[0]
             raise PreconditionError(
                 f"state: {str(self.path)!r} belongs to another {self.kind}: its {key} is {found.get(key)}, here it is "
-                f"{wanted[key]}; give this one a file of its own"
+                f"{wanted.get(key)}; give this one a file of its own"
             )
 
     def _require_ours(self) -> None:

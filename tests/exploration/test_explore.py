@@ -167,3 +167,25 @@ def test_other_weights_or_validation_images_are_another_exploration(tmp_path: Pa
         fxfactor.explore(other, TRAIN, VALIDATION, **settings)
     with pytest.raises(PreconditionError, match="its first validation images is"):
         fxfactor.explore(model(), TRAIN, VALIDATION[::-1], **settings)
+
+
+def test_mixed_precision_is_evaluated_nearly_alike_from_the_same_fit(tmp_path: Path) -> None:
+    seen = []
+
+    def metric(network: nn.Module, validation: Any) -> float:
+        with torch.no_grad():
+            seen.append(network(validation[0][0]).dtype)
+        return output_norm(network, validation)
+
+    plain = explore(tmp_path / "plain", bits=(8, None))
+    mixed = explore(tmp_path / "mixed", bits=(8, None), precision="bfloat16", metric=metric)
+    assert set(seen) == {torch.bfloat16}
+    for one, other in zip(plain.candidates, mixed.candidates, strict=True):
+        assert other.metric != one.metric
+        assert other.metric == pytest.approx(one.metric, rel=0.03)
+        assert (other.plan, other.bops) == (one.plan, one.bops)
+    with pytest.raises(PreconditionError, match='another exploration: its precision is "bfloat16", here it is None'):
+        explore(tmp_path / "mixed", bits=(8, None), metric=metric)
+    with pytest.raises(PreconditionError, match='precision must be "float32" or "bfloat16", found .half'):
+        explore(tmp_path / "new", precision="half")
+    assert not (tmp_path / "new").exists()
