@@ -21,6 +21,7 @@ import random
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -61,14 +62,18 @@ sys.meta_path.insert(0, CopyFinder)
 
 
 def copy_tree(root: Path) -> None:
-    """fxfactor with its passes as they are installed, and what the tests read besides."""
-    shutil.copytree(ROOT / "fxfactor", root / "fxfactor", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "passes", root / "fxfactor" / "passes", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("tests", "passes", "docs", "examples", "README.md", "pyproject.toml"):
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
+    """All files of the repository, and fxfactor with its passes as they are installed."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if (ROOT / name).is_file():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, root / name)
+    shutil.copytree(root / "passes", root / "fxfactor" / "passes")
     (root / "sitecustomize.py").write_text(FINDER.format(root=str(root)))
 
 

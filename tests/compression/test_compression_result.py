@@ -85,3 +85,8 @@ def test_the_table_has_a_row_for_each_candidate(tmp_path: Path) -> None:
     data = json.loads(found.to_json())
     assert data["best"]["metric"] == 0.85
     assert len(data["rows"]) == 4
+
+
+def test_a_row_of_nothing_but_a_name_has_no_place_and_did_not_go_on() -> None:
+    new = Row("new", whole=True, epochs=0, metric=0.9)
+    assert (new.fits, new.kept, new.by_speed, new.cost, new.lost) == (False, False, False, None, True)

@@ -7,7 +7,7 @@ import torch
 from factors_helpers import built, random_weight
 from torch import nn
 
-from fxfactor.factors.least_squares import alternate, by_original_group
+from fxfactor.factors.least_squares import alternate, by_original_group, scaled
 from fxfactor.factors.lockstep import moments_of, patches
 from fxfactor.factors.weights import svd_factors
 
@@ -22,6 +22,16 @@ def test_moments_of_parts_add_up():
     zero = (first + second).about_zero()
     flat = patches(x, conv)
     torch.testing.assert_close(zero.inputs, flat @ flat.mT / flat.shape[-1], rtol=1e-10, atol=1e-10)
+
+
+def test_moments_of_scaled_outputs():
+    conv = built(nn.Conv2d(4, 6, 3, groups=2))
+    x, scale = random_weight(6, 4, 7, 7), torch.linspace(-2, 3, 6)
+    (plain,) = moments_of(x, conv(x), conv)
+    (wanted,) = moments_of(x, conv(x) * scale.view(-1, 1, 1), conv)
+    found = scaled(plain, scale.double().view(2, 3))
+    for name in ("count", "input_mean", "output_mean", "inputs", "cross", "outputs"):
+        torch.testing.assert_close(getattr(found, name), getattr(wanted, name), rtol=1e-5, atol=1e-6)
 
 
 def test_a_half_step_goes_most_of_the_way_to_the_least_squares_solution():

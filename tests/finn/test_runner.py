@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import stat
+import subprocess
 import sys
 import threading
 import time
@@ -374,3 +375,21 @@ def test_initializers_among_the_inputs_are_no_inputs_of_the_network(write: Write
     assert [finding.found for finding in fxfactor.finn.check(file)] == [
         "an output that is another one too, or that layers read"
     ]
+
+
+def test_stand_ins_are_there_for_as_long_as_asked_for_and_no_longer() -> None:
+    code = """
+import sys
+from fxfactor.finn.process.stand_ins import Unused, stand_ins
+before = list(sys.meta_path)
+try:
+    with stand_ins():
+        import sympy
+        assert sympy.anything is Unused
+        raise KeyError
+except KeyError:
+    pass
+assert sys.meta_path == before, sys.meta_path
+assert "sympy" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

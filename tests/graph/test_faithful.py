@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -289,9 +290,18 @@ def test_a_comparison_that_takes_too_long_says_so():
     assert verdict.notes == ["not compared to the end: -1 s were over"]
 
 
+@dataclass
+class Answer:
+    logits: torch.Tensor
+    kind: str = "answer"
+
+
 def test_differences_of_outputs():
     one = torch.ones(2)
     assert difference_of({"a": one}, {"a": one * 2}) == 0.5
+    assert difference_of(Answer(one), Answer(one * 2)) == 0.5
+    assert difference_of(Answer(one), Answer(one, "another")) == float("inf")
+    assert difference_of(Answer, Answer) == 0
     assert difference_of([one, torch.nan * one], (one, torch.nan * one)) == 0
     for other in ([one], [one, torch.ones(3)], [one, torch.nan * one], [one, None]):
         assert difference_of(other, [one, one]) == float("inf")

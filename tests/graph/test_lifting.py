@@ -147,6 +147,20 @@ def test_functions_become_modules(forward, expected):
     assert difference_in_float64(graph, model, IMAGE) < 1e-12
 
 
+@pytest.mark.parametrize(
+    "name", ["dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"]
+)
+@pytest.mark.parametrize("given", [(), (0.25,)])
+def test_functions_that_drop_become_modules_with_their_probability(name, given):
+    drop = getattr(F, name)
+    pick = {"dropout1d": lambda x: x.flatten(2), "dropout3d": lambda x: x[:, :, None]}.get(name, lambda x: x)
+    model = Lambda(lambda m, x: drop(pick(m.a(x)), *given, training=m.training), a=nn.Conv2d(3, 4, 3)).train()
+    graph = capture(model, torch.randn(IMAGE))
+    (module,) = [module for module in graph.modules() if "Dropout" in type(module).__name__]
+    assert type(module).__name__.lower() == name.replace("_", "")
+    assert module.p == (given or (0.5,))[0]
+
+
 SPELLINGS: list[tuple[Callable[[torch.Tensor], torch.Tensor], str]] = [
     (F.relu, "ReLU"), (torch.relu, "ReLU"), (lambda x: x.relu(), "ReLU"), (aten.relu.default, "ReLU"), (F.relu6, "ReLU6"),
     (lambda x: F.hardtanh(x, -0.5, 0.25), "Hardtanh"), (lambda x: aten.hardtanh.default(x, -0.5, 0.25), "Hardtanh"),

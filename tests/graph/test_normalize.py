@@ -64,6 +64,27 @@ def test_a_function_that_is_called_for_what_it_does_is_kept():
     assert difference_in_float64(graph, model, IMAGE) < 1e-12
 
 
+def look_on(number=1.0):
+    return number
+
+
+torch.fx.wrap("look_on")
+
+
+def test_a_function_of_numbers_alone_that_nobody_reads_goes():
+    """It has no tensor to change."""
+
+    def forward(m, x):
+        look_on()
+        look_on(2.0)
+        return m.a(x)
+
+    model = Lambda(forward, a=nn.Conv2d(3, 4, 3))
+    graph = capture(model, torch.randn(IMAGE))
+    assert not [node for node in graph.graph.nodes if node.target is look_on]
+    assert difference_in_float64(graph, model, IMAGE) < 1e-12
+
+
 def test_numbers_do_not_change_in_place():
     def forward(m, x):
         old = new = x.size(0)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import pickle
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -17,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fxfactor import CaptureError, PreconditionError, capture
 from fxfactor.graph import check_graph, convolutions, hidden_convolutions, sites
-from fxfactor.graph.tracing import trace_concrete, trace_export
+from fxfactor.graph.tracing import silent, trace_concrete, trace_export
 
 
 class PadToEven(nn.Module):
@@ -304,3 +306,18 @@ def test_exporting_that_takes_too_long_says_so(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("fxfactor.graph.tracing.EXPORT_SECONDS", -1.0)
     with pytest.raises(CaptureError, match="took longer than -1 s, in "):
         trace_export(ChannelLoop(), (image,))
+
+
+def test_what_exporters_tell_at_length_is_silenced_and_heard_again_afterwards(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    logger = logging.getLogger("torch.export")
+    before = logger.level
+    with pytest.raises(ValueError, match="stopped"), silent():
+        print("dump")
+        print("dump", file=sys.stderr)
+        assert not logger.isEnabledFor(logging.ERROR)
+        raise ValueError("stopped")
+    assert logger.level == before
+    print("heard")
+    assert capfd.readouterr() == ("heard\n", "")
