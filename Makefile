@@ -77,7 +77,7 @@ build/installed/ready: .venv/ready $(SOURCES)
 .venv/ready: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv .venv
 	@echo "installing torch, Brevitas and FINN: this takes some minutes the first time"
-	.venv/bin/pip install $(PIP_FLAGS) -c .ci/constraints.txt -e ".[finn,plot,search,simulate,synthesize,examples,dev]"
+	.venv/bin/pip install $(PIP_FLAGS) -c .ci/constraints.txt -e ".[finn,plot,search,ray,simulate,synthesize,examples,dev]"
 	@touch $@
 
 .venv-new/ready: pyproject.toml .ci/constraints-new.txt

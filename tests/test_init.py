@@ -39,7 +39,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "explore": {
         "levels": range(7), "bits": (2, 3, 4, 8), "metric": top1, "finetune": None, "state": "explore.sqlite", "workers": 1,
         "engine": "local", "images": 256, "boundary_bits": 8, "keep": (), "widths": (1,), "board": None, "target_fps": 1000,
-        "clock_ns": 5.0, "python": None, "progress": None,
+        "clock_ns": 5.0, "python": None, "precision": "float32", "progress": None,
     },
     "export": {"target": "qonnx", "example_inputs": None},
     "finetune": {

@@ -29,6 +29,7 @@ WORDS = {
     "plan": "what to do at each site",
     "quantization": "Brevitas layers, levels, ranges",
     "graph": "from a model to the normal form; questions and edits",
+    "workers": "tasks side by side: processes, or a Ray cluster",
     "arguments": "of the right kind",
     "arrays": "array files of strangers",
     "files": "nothing half-written",

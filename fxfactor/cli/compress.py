@@ -19,6 +19,7 @@ from fxfactor.cli.options import (
     Original,
     Pretrained,
     Python,
+    Ray,
     Resize,
     Std,
     Weights,
@@ -29,7 +30,7 @@ from fxfactor.cli.options import (
     parse_limits,
     pictures_of,
 )
-from fxfactor.cli.output import Json, note, show, show_json
+from fxfactor.cli.output import Json, going_on, note, show, show_json
 
 
 def compress(
@@ -66,6 +67,8 @@ def compress(
     ] = None,
     learning_rate: Annotated[float, typer.Option(help="Of Adam at the start; a cosine takes it to 0.")] = 2e-3,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 100,
+    workers: Annotated[int, typer.Option(min=1, help="Candidates that are made or trained side by side.")] = 1,
+    ray: Ray = False,
     device: Device = None,
     python: Python = None,
     as_json: Json = False,
@@ -78,33 +81,40 @@ def compress(
       --target-fps 2000 -o small-zcu104
     """
     from fxfactor.cli.images import read_labelled
-    from fxfactor.cli.networks import named_model
+    from fxfactor.cli.networks import current_folder_first, named_model
     from fxfactor.compression.compress import compress as run
 
     if any(isinstance(each, tuple) for each in bits):
         raise typer.BadParameter("bits of weights and activations are chosen one by one here; give ints, like 2,4,8")
     frames, limits = parse_frames(target_fps), parse_limits(limit)
     pictures = pictures_of(image_size, resize, mean, std)
-    found = run(
-        named_model(source, weights, pretrained=pretrained, device=device),
-        read_labelled(train, pictures, batch_size, "training set"),
-        read_labelled(validation, pictures, batch_size),
-        output,
-        board=board,
-        target_fps=frames,
-        clock_ns=clock_ns,
-        limits=limits,
-        epochs=epochs,
-        plans=plans,
-        levels=levels,
-        bits=bits,
-        widths=widths,
-        join_bits=join_bits,
-        keep=tuple(keep or ()),
-        tolerance=tolerance,
-        learning_rate=learning_rate,
-        python=python,
-    )
+    model = named_model(source, weights, pretrained=pretrained, device=device)
+    training = read_labelled(train, pictures, batch_size, "training set")
+    labelled = read_labelled(validation, pictures, batch_size)
+    goes_on = f"Every candidate so far is kept: the same command goes on from {output}."
+    with going_on(goes_on), current_folder_first():  # the processes of --workers import the network too
+        found = run(
+            model,
+            training,
+            labelled,
+            output,
+            board=board,
+            target_fps=frames,
+            clock_ns=clock_ns,
+            limits=limits,
+            epochs=epochs,
+            plans=plans,
+            levels=levels,
+            bits=bits,
+            widths=widths,
+            join_bits=join_bits,
+            keep=tuple(keep or ()),
+            tolerance=tolerance,
+            learning_rate=learning_rate,
+            python=python,
+            workers=workers,
+            engine="ray" if ray else "local",
+        )
     if as_json:
         show_json(found.to_dict())
     else:

@@ -22,6 +22,7 @@ from fxfactor.cli.options import (
     Precision,
     Pretrained,
     Python,
+    Ray,
     Resize,
     Std,
     TargetFps,
@@ -65,7 +66,7 @@ def explore(
         Path, typer.Option(help="File that the run is kept in; call again to go on from it.", metavar="FILE")
     ] = Path("explore.sqlite"),
     workers: Annotated[int, typer.Option(min=1, help="Levels that are walked side by side.")] = 1,
-    ray: Annotated[bool, typer.Option("--ray", help="Workers on a Ray cluster.")] = False,
+    ray: Ray = False,
     board: Annotated[str | None, BOARD] = None,
     target_fps: TargetFps = 1000,
     clock_ns: ClockNs = 5.0,

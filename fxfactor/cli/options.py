@@ -110,6 +110,8 @@ def parse_one_of(*names: str) -> Callable[[str], str]:
     return parse
 
 
+Ray = Annotated[bool, typer.Option("--ray", help="Workers on a Ray cluster.")]
+
 PRECISIONS = ("float32", "bfloat16")
 Precision = Annotated[
     str,

@@ -24,6 +24,7 @@ from fxfactor.finn.target import Frames, Limits, Target
 from fxfactor.graph.watching import images_of
 from fxfactor.plan.ladder import Level
 from fxfactor.recovery.reconstruct import Augment
+from fxfactor.workers import Engine, require_workers
 
 STATE = "compress.sqlite"
 
@@ -60,6 +61,8 @@ def compress(
     seed: int = 0,
     python: str | Path | None = None,
     cache: str | Path | None = None,
+    workers: int = 1,
+    engine: Engine = "local",
 ) -> Compressed:
     """Find the factorized, quantized network for a board, train it, and write what its bitstream is built from.
 
@@ -83,19 +86,24 @@ def compress(
     `levels`, `bits`, `widths`, `boundary_bits`, `join_bits` and `keep` are as in `fxfactor.search`; `learning_rate`,
     `label_weight`, `augment` and `seed` as in `fxfactor.finetune`; `cache` and `python` as in `fxfactor.finn.estimate`.
 
+    workers: candidates that are made or trained side by side, with one thread each. engine: "local" for processes of this
+    machine, "ray" for a Ray cluster, whose machines must all see `folder`. The rows are those of one worker with one thread.
+
     A run that was interrupted or killed goes on when called again with the same arguments, and loses the epoch or estimate
     it was at, at most. Raises PreconditionError on values out of range, where the board is too small or slow for every choice
     (known from the prices, before anything is measured) and where `folder` is another run's or being written; FinnError
     where FINN is missing or refuses the network; FxfactorError where nothing of what was tried fits.
     """
+    from fxfactor.compression.candidates import Candidates, Training
     from fxfactor.compression.plans import Choices
-    from fxfactor.compression.run import Run, Training, about_run
+    from fxfactor.compression.run import Run, about_run
     from fxfactor.compression.state_file import Store
 
     choices = Choices(tuple(levels), tuple(bits), tuple(widths), boundary_bits, join_bits, tuple(keep))
     target = Target(board, clock_ns, target_fps, python, limits)
     tolerance = (_TOLERANCE if target_fps == "max" else 0.0) if tolerance is None else tolerance
     _require(epochs, plans, tolerance)
+    require_workers(workers, engine)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # a loader that shuffles gives the same images to a run that goes on
         batches = [batch.to(next(model.parameters(), batch)) for batch in images_of(train, "compressing", images)]
@@ -104,8 +112,8 @@ def compress(
     training = Training(epochs, learning_rate, label_weight, augment, seed)
     about = about_run(model, batches, metric, choices, target, training, plans, tolerance)
     with Store(place / STATE, about) as store:
-        run = Run(model, train, validation, metric, batches, target, training, tolerance, place, store)
-        return run.compress(choices, plans, cache)
+        made = Candidates(model, train, validation, metric, batches, target, training, place.absolute() / "candidates")
+        return Run(made, tolerance, place, store, workers, engine).compress(choices, plans, cache)
 
 
 def _require(epochs: int, plans: int, tolerance: float) -> None:

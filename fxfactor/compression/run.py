@@ -5,94 +5,63 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
-from shutil import rmtree
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from fxfactor.compression.plans import Choices, is_whole, plans_for
+from fxfactor.compression.candidates import Candidates, Task, Training
+from fxfactor.compression.plans import Choices, plans_for
 from fxfactor.compression.result import Compressed, Row, best_half, best_rows, front_of, taken
 from fxfactor.compression.state_file import Store
-from fxfactor.errors import FxfactorError, InfeasibleError
-from fxfactor.exploration.rung import Metric
+from fxfactor.errors import FxfactorError
 from fxfactor.files import write_text
-from fxfactor.finn.estimation import estimate_network
 from fxfactor.finn.exact_reference import reference
 from fxfactor.finn.preparation import prepare
-from fxfactor.finn.result import Estimate
 from fxfactor.finn.target import Target
-from fxfactor.graph.watching import modes_kept
-from fxfactor.plan.plan import Plan
 from fxfactor.progress import track
-from fxfactor.quantization.plain_copy import freeze
-from fxfactor.recipe import transform
-from fxfactor.recovery.finetune import finetune
-from fxfactor.recovery.reconstruct import Augment
-from fxfactor.recovery.round_weights import round_weights
 from fxfactor.report.page import SINGLE, report
 from fxfactor.storage.checkpoint import load, save
 from fxfactor.storage.qonnx import export
+from fxfactor.workers import Engine, side_by_side
 
 _COMPARED = 8
 """Images on which the build of the best is compared with PyTorch."""
-
-
-@dataclass(frozen=True)
-class Training:
-    """How candidates are trained."""
-
-    epochs: int
-    learning_rate: float
-    label_weight: float
-    augment: Augment | None
-    seed: int
-
-    @property
-    def stages(self) -> tuple[int, ...]:
-        """Epochs of the stages after the first, which has none: a quarter, then the rest."""
-        if self.epochs == 0:
-            return ()
-        short = max(1, self.epochs // 4)
-        return (short,) if short == self.epochs else (short, self.epochs - short)
 
 
 @dataclass
 class Run:
     """One compression; results are kept in `store` as soon as they are there."""
 
-    model: nn.Module
-    train: Iterable[Any]
-    validation: Any
-    metric: Metric
-    batches: Sequence[Tensor]
-    target: Target
-    training: Training
+    candidates: Candidates
     tolerance: float
     folder: Path
     store: Store
+    workers: int = 1
+    engine: Engine = "local"
+
+    @property
+    def target(self) -> Target:
+        """The board, the frames per second and the limits that candidates are judged by."""
+        return self.candidates.target
 
     def compress(self, choices: Choices, count: int, cache: str | Path | None) -> Compressed:
         """All stages; each candidate of each is kept as soon as it is there."""
         texts: dict[str, str] = self.store.once("plans", lambda: self._plans(choices, count))
-        original: float = self.store.once("original", lambda: self._measured(self.model))
+        original: float = self.store.once("original", lambda: self.candidates.measured(self.candidates.model))
         rows: list[Row] = []
         epochs, names = 0, set(texts)
-        for stage, more in enumerate((0, *self.training.stages)):
+        for stage, more in enumerate((0, *self.candidates.training.stages)):
             epochs += more
-            what = "candidates, rounded" if stage == 0 else f"candidates, {epochs} epochs"
-            found = [
-                self._row(name, texts[name], stage, more, epochs)
-                for name in track([name for name in texts if name in names], what)
-            ]
+            found = self._rows([Task(name, texts[name], stage, more, epochs) for name in texts if name in names])
             judged = [row for row in best_rows([*rows, *found]) if row.name in names]  # a short training may do harm
-            is_last = stage == len(self.training.stages)
+            is_last = stage == len(self.candidates.training.stages)
             if is_last:
                 names = {row.name for row in front_of(judged)}
             elif stage == 0:  # what factors lose before training says little about what they lose after it
@@ -110,72 +79,38 @@ class Run:
         return result
 
     def _plans(self, choices: Choices, count: int) -> dict[str, str]:
-        found = plans_for(self.model, self.batches, choices, self.target, count)
+        found = plans_for(self.candidates.model, self.candidates.batches, choices, self.target, count)
         return {name: plan.to_json() for name, plan in found.items()}
 
-    def _row(self, name: str, plan: str, stage: int, more: int, epochs: int) -> Row:
-        key = f"{name}, stage {stage}"
+    def _rows(self, tasks: Sequence[Task]) -> list[Row]:
+        """The rows of a stage, in the order of the tasks; each is kept as soon as it is there."""
+        left = [task for task in tasks if self.store.known(_key(task)) is None]
+        for task in tasks:
+            if task not in left:
+                self.candidates.forget_training(task)  # a kill may have come before that
+        what = "candidates, rounded" if not tasks or tasks[0].stage == 0 else f"candidates, {tasks[0].epochs} epochs"
+        for task, row in track(self._done(left), what, len(left)):
+            self.store.keep(_key(task), asdict(row))
+            self.candidates.forget_training(task)
+        return [Row(**self.store.known(_key(task))) for task in tasks]
 
-        def make() -> dict[str, Any]:
-            return asdict(self._candidate(name, Plan.from_json(plan), stage, more, epochs))
-
-        row = Row(**self.store.once(key, make))
-        rmtree(self._checkpoint(name, stage), ignore_errors=True)
-        return row
-
-    def _candidate(self, name: str, plan: Plan, stage: int, more: int, epochs: int) -> Row:
-        """Make a network, or train it on; then measure and estimate it."""
-        if stage == 0:
-            network = transform(self.model, plan=plan, calibration=self.batches)
-            round_weights(self.model, network, self.batches)
-        else:
-            network = load(self._place(name, stage - 1), self.model)
-            self._train(network, more, self._checkpoint(name, stage))
-        save(network, self._place(name, stage))
-        value = self._measured(network)
-        metric = value if math.isfinite(value) else None
-        row = Row(name, is_whole(plan), epochs, metric, by_speed=self.target.target_fps == "max")
-        try:
-            found = estimate_network(network, self.batches[0][:1].cpu(), self.target)
-        except InfeasibleError as error:
-            return replace(row, message=str(error).partition(";")[0])
-        return _with_costs(row, found)
-
-    def _train(self, network: GraphModule, epochs: int, checkpoint: Path) -> None:
-        training = self.training
-        finetune(
-            network,
-            self.train,
-            teacher=self.model,
-            epochs=epochs,
-            learning_rate=training.learning_rate,
-            label_weight=training.label_weight,
-            augment=training.augment,
-            seed=training.seed,
-            checkpoint=checkpoint,
-        )
-
-    def _measured(self, network: nn.Module) -> float:
-        network = freeze(network) if isinstance(network, GraphModule) else network
-        with modes_kept(network):
-            return float(self.metric(network.eval(), self.validation))
-
-    def _place(self, name: str, stage: int) -> Path:
-        return self.folder / "candidates" / f"{name.replace(' ', '-')}-stage{stage}"
-
-    def _checkpoint(self, name: str, stage: int) -> Path:
-        return self._place(name, stage).with_suffix(".checkpoint")
+    def _done(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, Row]]:
+        if self.engine == "ray" or (self.workers > 1 and len(tasks) > 1):
+            yield from side_by_side(self.candidates, tasks, self.workers, self.engine, "compress")
+            return
+        for task in tasks:
+            yield from self.candidates.steps(task)
 
     def _write(self, result: Compressed, cache: str | Path | None) -> None:
         """What `folder` holds in the end; the build is made once."""
-        stage = list(accumulate((0, *self.training.stages))).index(result.best.epochs)
-        network = load(self._place(result.best.name, stage), self.model)
+        stage = list(accumulate((0, *self.candidates.training.stages))).index(result.best.epochs)
+        network = load(self.candidates.place(result.best.name, stage), self.candidates.model)
         save(network, self.folder / "best")
         result.plan.save(self.folder / "plan.json")
         write_text(self.folder / "result.json", result.to_json(), "writing the result")
 
         def build() -> bool:
-            sample = torch.cat(list(self.batches))[:_COMPARED].cpu()
+            sample = torch.cat(list(self.candidates.batches))[:_COMPARED].cpu()
             export(network, self.folder / "model.onnx", target="finn", example_inputs=sample[:1])
             target, verify = self.target, (sample, reference(network, sample))
             places: dict[str, Any] = {"limits": target.limits, "python": target.python, "cache": cache}
@@ -196,7 +131,7 @@ class Run:
         report(
             network,
             self.folder / "report.html",
-            original=self.model,
+            original=self.candidates.model,
             accuracy=metrics if is_share else None,
             finn=json.loads((self.folder / "build" / "estimate.json").read_text()),
             compressed=result,
@@ -211,12 +146,9 @@ class Run:
         )
 
 
-def _with_costs(row: Row, found: Estimate) -> Row:
-    """The row with what the whole network was estimated to take."""
-    shares = found.shares
-    assert shares is not None  # boards have parts that are known
-    used = {name: getattr(found.total, name) for name in ("lut", "bram18", "dsp", "uram")}
-    return replace(row, share=sum(shares.values()), fps=found.fps, fits=bool(found.fits), **used)
+def _key(task: Task) -> str:
+    """What the row of a task is called in the file."""
+    return f"{task.name}, stage {task.stage}"
 
 
 def _too_large(row: Row, target: Target) -> str:

@@ -28,6 +28,10 @@ class Store(StateFile):
         found = self.known(name)
         if found is None:
             found = make()
-            with self.transaction():
-                self.connection.execute("insert into results values (?, ?)", (name, json.dumps(found)))
+            self.keep(name, found)
         return found
+
+    def keep(self, name: str, value: Any) -> None:
+        """Write a result down."""
+        with self.transaction():
+            self.connection.execute("insert into results values (?, ?)", (name, json.dumps(value)))

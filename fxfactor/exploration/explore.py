@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +24,10 @@ from fxfactor.exploration.state_file import Candidate, Store
 from fxfactor.graph.watching import images_of
 from fxfactor.plan.ladder import Level, check_bits, check_level, check_width
 from fxfactor.recovery.mixed_precision import Precision, require_precision
+from fxfactor.workers import Engine, require_workers, side_by_side
 
 if TYPE_CHECKING:
     from fxfactor.finn.target import Target
-
-
-Engine = Literal["local", "ray"]
 
 
 @checked
@@ -85,7 +83,9 @@ def explore(
     disk is full or a worker dies; what was kept stays.
     """
     rungs, pairs = rungs_of(levels, widths), pairs_of(bits)
-    _check(pairs, workers, engine)
+    if not pairs:
+        raise PreconditionError("explore needs bits, found none; None among them is floating point")
+    require_workers(workers, engine)
     require_precision(precision)
     batches = images_of(train, "an exploration", images)
     target = None if board is None else _target(board, target_fps, clock_ns, python)
@@ -131,15 +131,6 @@ def pairs_of(bits: Iterable[int | BitPair | None]) -> tuple[BitPair, ...]:
     return tuple(sorted(dict.fromkeys(pairs), key=lambda p: (-(p[0] or 32) * (p[1] or 32), -(p[0] or 32))))
 
 
-def _check(bits: Sequence[BitPair], workers: int, engine: str) -> None:
-    if not bits:
-        raise PreconditionError("explore needs bits, found none; None among them is floating point")
-    if workers < 1:
-        raise PreconditionError(f"workers must be at least 1, found {workers!r}")
-    if engine not in ("local", "ray"):
-        raise PreconditionError(f'engine must be "local" or "ray", found {engine!r}')
-
-
 def _target(board: str, target_fps: int, clock_ns: float, python: str | Path | None) -> Target:
     """Raises PreconditionError where finn-plus is missing, FinnError on values that FINN has no answer for."""
     from fxfactor.finn.target import Target
@@ -169,14 +160,11 @@ def _tasks(
 
 def _run(setup: Setup, tasks: list[Task], workers: int, engine: Engine) -> Iterator[Progressed]:
     if engine == "ray" or (workers > 1 and len(tasks) > 1):
-        from fxfactor.exploration.workers import run_local, run_ray
-
-        yield from run_ray(setup, tasks, workers) if engine == "ray" else run_local(setup, tasks, workers)
+        yield from side_by_side(setup, tasks, workers, engine, "explore")
         return
     walk = RungWalk(setup)
     for task in tasks:
-        for candidate, changed in walk.rung(task.rung, task.bits, task.snapshot):
-            yield task.rung.name, candidate, changed
+        yield from walk.task(task)
 
 
 def _about(setup: Setup, validation: Any) -> dict[str, str]:

@@ -71,6 +71,10 @@ class Setup:
     target: Target | None = None
     precision: Precision = "float32"
 
+    def worker(self) -> RungWalk:
+        """What does rungs in a process of its own (`fxfactor.workers`)."""
+        return RungWalk(self)
+
 
 @dataclass(frozen=True)
 class Rung:
@@ -116,6 +120,18 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
+Progressed = tuple[str, Candidate | None, bytes | None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is left to do on one rung."""
+
+    rung: Rung
+    bits: tuple[BitPair, ...]
+    snapshot: bytes | None
+
+
 class RungWalk:
     """Walks the rungs of one network one after the other; a rung starts from the one before where it is the same."""
 
@@ -124,6 +140,16 @@ class RungWalk:
         example = setup.images[0][:1]
         self.original = capture(setup.model, example.to(next(setup.model.parameters(), example))).eval()
         self.previous: GraphModule | None = None
+
+    def steps(self, task: Task) -> Iterator[Progressed]:
+        """A task as the first of all: which rung was here before is chance among workers."""
+        self.previous = None
+        return self.task(task)
+
+    def task(self, task: Task) -> Iterator[Progressed]:
+        """What is left of a rung, with the rung's name."""
+        for candidate, changed in self.rung(task.rung, task.bits, task.snapshot):
+            yield task.rung.name, candidate, changed
 
     def rung(
         self, rung: Rung, bits: Sequence[BitPair], snapshot: bytes | None = None
@@ -292,15 +318,3 @@ def _carry_over(qmodel: GraphModule, graph: GraphModule) -> None:
     """Weights, biases and batch norms of the fine-tuned network become those of the one in floating point."""
     known = qmodel.state_dict()
     graph.load_state_dict({name: known[name] for name in graph.state_dict() if name in known}, strict=False)
-
-
-Progressed = tuple[str, Candidate | None, bytes | None]
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is left to do on one rung."""
-
-    rung: Rung
-    bits: tuple[BitPair, ...]
-    snapshot: bytes | None

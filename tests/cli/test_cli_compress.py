@@ -36,9 +36,11 @@ def told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def test_options_become_arguments(told: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*COMMAND, "--board", "KV260_SOM", "--target-fps", "10_000", "--limit", "lut=65000", "--epochs", "3", "--plans", "2",
-               "--levels", "0,depthwise", "--bits", "4,8", "--widths", "1", "--join-bits", "6", "--keep", "3", "--batch-size", "5") == 0  # fmt: skip
+               "--levels", "0,depthwise", "--bits", "4,8", "--widths", "1", "--join-bits", "6", "--keep", "3", "--batch-size", "5",
+               "--workers", "2", "--ray") == 0  # fmt: skip
     wanted = {"board": "KV260_SOM", "target_fps": 10_000, "clock_ns": 5.0, "limits": {"lut": 65000}, "epochs": 3, "plans": 2,
-              "levels": (0, "depthwise"), "bits": (4, 8), "widths": (1,), "join_bits": 6, "keep": ("3",)}  # fmt: skip
+              "levels": (0, "depthwise"), "bits": (4, 8), "widths": (1,), "join_bits": 6, "keep": ("3",),
+              "workers": 2, "engine": "ray"}  # fmt: skip
     assert {name: tuple(told[name]) if isinstance(told[name], list) else told[name] for name in wanted} == wanted
     assert told["tolerance"] is None
     assert [len(images) for images, _ in told["train"]] == [5, 5, 2]
@@ -58,6 +60,17 @@ def test_the_highest_speed_may_be_asked_for(told: dict[str, Any], capsys: pytest
         capsys, *COMMAND, "--target-fps", "fast", code=2
     )
     assert "--limit: NAME=N is required" in error_of(capsys, *COMMAND, "--limit", "lut", code=2)
+
+
+def test_stopping_says_how_to_go_on(
+    told: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def compress(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "compress", compress)
+    assert run(*COMMAND) == 130
+    assert "the same command goes on from out" in capsys.readouterr().err
 
 
 def test_the_result_as_json(told: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

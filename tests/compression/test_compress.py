@@ -15,6 +15,7 @@ from networks import ResidualNet, randomized
 from torch import Tensor, nn
 
 import fxfactor
+from fxfactor.compression import candidates
 from fxfactor.compression import run as stages
 from fxfactor.compression.plans import Choices
 from fxfactor.errors import FxfactorError, InfeasibleError, PreconditionError
@@ -77,9 +78,17 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
         with torch.no_grad():
             next(network.parameters()).add_(1e-3 * epochs)
 
-    for name, fake in {"plans_for": plans_for, "estimate_network": estimate_network, "prepare": prepare,
-                       "finetune": finetune, "export": lambda *a, **k: None, "reference": lambda *a: None}.items():  # fmt: skip
-        monkeypatch.setattr(stages, name, fake)
+    for module, fakes in {
+        stages: {
+            "plans_for": plans_for,
+            "prepare": prepare,
+            "export": lambda *a, **k: None,
+            "reference": lambda *a: None,
+        },
+        candidates: {"estimate_network": estimate_network, "finetune": finetune},
+    }.items():
+        for name, fake in fakes.items():
+            monkeypatch.setattr(module, name, fake)
     return found
 
 
@@ -189,7 +198,7 @@ def test_training_that_makes_it_worse_is_taken_back(
         with torch.no_grad():
             next(network.parameters()).sub_(epochs)
 
-    monkeypatch.setattr(stages, "finetune", finetune)
+    monkeypatch.setattr(candidates, "finetune", finetune)
     found = run(world, tmp_path)
     assert found.best.epochs == 0
     assert found.best.metric == max(row.metric for row in found.rows if row.metric is not None)
@@ -250,6 +259,7 @@ def test_another_run_does_not_go_on_from_this_one(world: World, tmp_path: Path) 
         ({"epochs": -1}, "required: epochs"),
         ({"epochs": 1.5}, "required: epochs"),
         ({"plans": 0}, "required: plans"),
+        ({"workers": 0}, "workers must be at least 1"),
     ],
 )
 def test_values_out_of_range_are_refused(settings: dict[str, Any], message: str, world: World, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Worker processes."""
+"""Worker processes, by explorations that use them."""
 
 from __future__ import annotations
 
@@ -36,9 +36,10 @@ def test_a_worker_that_dies_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(explore(tmp_path / "state", metric=die).candidates) == 6
 
 
+@pytest.mark.slow
 def test_ray_finds_what_one_process_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ray = pytest.importorskip("ray")
-    here = str(Path(__file__).parents[1])  # its workers import the networks
+    here = str(Path(__file__).parent)  # its workers import the networks
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH")))))
     alone = explore(tmp_path / "alone")
     try:
@@ -50,7 +51,7 @@ def test_ray_finds_what_one_process_finds(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_ray_is_asked_for_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(PreconditionError, match="needs Ray, which is not installed; run pip install ray"):
+    with pytest.raises(PreconditionError, match="needs Ray, which is not installed; run pip install fxfactor\\[ray\\]"):
         explore(tmp_path / "state", engine="ray")
 
 
