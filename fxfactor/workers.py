@@ -168,11 +168,11 @@ def _on_ray(common: Common, left: list[Any], workers: int, remedy: str) -> Itera
         with hidden():
             yield from pickle.loads(pickled).worker().steps(task)
 
-    remote = ray.remote(num_cpus=1, max_retries=0)(do)
+    remote: Any = ray.remote(num_cpus=1, max_retries=0)(do)
     running: dict[Any, Any] = {}
     while left or running:
         while left and len(running) < workers:
-            stream = remote.options(num_returns="streaming").remote(data, left.pop(0))
+            stream: Any = remote.options(num_returns="streaming").remote(data, left.pop(0))
             running[stream] = True
         ready, _ = ray.wait(list(running), num_returns=1, timeout=None)
         for stream in ready:
