@@ -6,8 +6,8 @@
 Every plan is drawn with a share of layers to factorize of its own, and with two to four numbers of bits of its own, so that plans
 differ in how much they lose and in what they lose it by. What is predicted: the sum over the layers of what `search` measures
 one layer at a time (every measure), on 512 training images. What is found: accuracy, and the Kullback-Leibler divergence from the
-original's outputs, on the 1,000 test images, rounded and after training. Ends with Spearman's rank correlations, and those
-of predictions corrected by a few of the plans (each plan predicted by corrections learnt from others).
+original's outputs, on the 1,000 test images, rounded and after training. Ends with Spearman's rank correlations, also of
+predictions corrected by a few of the plans (each plan predicted by corrections learnt from others).
 
 Plans that are done are kept in the file; a run that was stopped goes on there. Data: see data.py.
 """
@@ -37,7 +37,7 @@ from fxfactor.graph.capture import capture
 from fxfactor.plan.layer_plan import LayerPlan
 from fxfactor.plan.plan import Plan
 from fxfactor.planning.search import LEVELS
-from fxfactor.planning.sensitivity import MEASURES, SiteErrors, measure_errors
+from fxfactor.planning.sensitivity import MEASURES, SiteErrors
 from fxfactor.planning.space import Shape, Space, space_of
 from fxfactor.quantization.plain_copy import freeze
 
@@ -63,20 +63,13 @@ def random_plan(space: Space, draw: random.Random) -> Plan:
     return Plan(layers, 8)
 
 
-def parts(plan: Plan, errors: dict[str, SiteErrors]) -> dict[str, Any]:
-    """What is predicted: by each measure; and of "both" what factors, rounded weights and rounded activations lose."""
-    predicted: dict[str, Any] = dict.fromkeys(MEASURES, 0.0)
-    split = np.zeros(3)
-    for name, layer in plan.layers.items():
-        shape = Shape(layer.groups, layer.mid)
-        for measure in MEASURES:
-            predicted[measure] += errors[name].of(shape, layer, measure)
-        weights = errors[name].weights[shape, layer.weight_bits].prod().sqrt()
-        exact = errors[name].weights.get((shape, None))  # layers at the ends have 8 bits and nothing else
-        factors = weights * (shape != Shape()) if exact is None else exact.prod().sqrt()
-        activations = errors[name].activations[shape, layer.activation_bits].prod().sqrt()
-        split += [float(factors), max(float(weights - factors), 0.0), float(activations)]
-    return {**predicted, "parts": split.tolist()}
+def predicted(plan: Plan, errors: dict[str, SiteErrors]) -> tuple[dict[str, float], list[float]]:
+    """What the plan loses by every measure; and what factors, rounded weights and rounded activations lose by "both"."""
+    layers = [(name, Shape(layer.groups, layer.mid), layer) for name, layer in plan.layers.items()]
+    totals = {
+        measure: sum(errors[name].of(shape, layer, measure) for name, shape, layer in layers) for measure in MEASURES
+    }
+    return totals, np.sum([errors[name].parts(shape, layer) for name, shape, layer in layers], axis=0).tolist()
 
 
 def divergence(network: nn.Module, original: nn.Module, images: Tensor) -> float:
@@ -89,37 +82,43 @@ def divergence(network: nn.Module, original: nn.Module, images: Tensor) -> float
     return total / len(images)
 
 
-def correlations(rows: Sequence[dict[str, Any]]) -> Iterable[str]:
-    """A line for each prediction: its order beside the order found."""
+def correlations(rows: Sequence[dict[str, Any]], errors: dict[str, SiteErrors]) -> Iterable[str]:
+    """A line for each prediction: its order beside the order found; then what training leaves of each part."""
     found = {
         "accuracy, rounded": [-row["rounded"]["accuracy"] for row in rows],
         "accuracy, trained": [-row["trained"]["accuracy"] for row in rows],
         "divergence, rounded": [row["rounded"]["divergence"] for row in rows],
         "divergence, trained": [row["trained"]["divergence"] for row in rows],
     }
-    predictions = {measure: [row["predicted"][measure] for row in rows] for measure in MEASURES}
+    totals, parts = zip(*(predicted(Plan.from_json(json.dumps(row["plan"])), errors) for row in rows), strict=True)
+    predictions = {measure: [total[measure] for total in totals] for measure in MEASURES}
     predictions["divergence, rounded, as found"] = found["divergence, rounded"]
-    predictions[f"corrected by {LEARNT_FROM} trained plans"] = corrected(rows)
+    for stage in ("rounded", "trained"):
+        weights = weights_of(np.array(parts), np.array(found[f"divergence, {stage}"]))
+        yield f"weights of factors, weights, activations, {stage}: {' : '.join(f'{each / weights[0]:.2f}' for each in weights)}"
+    predictions[f"corrected by {LEARNT_FROM} other plans"] = corrected(
+        np.array(parts), np.array(found["divergence, trained"])
+    )
     for name, values in predictions.items():
         yield f"{name}: " + "; ".join(
             f"{what} {spearmanr(values, order).statistic:.3f}" for what, order in found.items()
         )
 
 
-def corrected(rows: Sequence[dict[str, Any]]) -> list[float]:
-    """Every plan's divergence after training, with weights of the three parts learnt from plans drawn among the others."""
-    features = np.array([row["predicted"]["parts"] for row in rows])
-    wanted = np.array([row["trained"]["divergence"] for row in rows])
-    predicted = []
-    for index in range(len(rows)):
-        others = [each for each in range(len(rows)) if each != index]
-        weights = []
-        for seed in range(20):
-            learnt = random.Random(seed).sample(others, min(LEARNT_FROM, len(others)))
-            scale = 1 / wanted[learnt]  # relative errors count
-            weights.append(nnls(features[learnt] * scale[:, None], wanted[learnt] * scale)[0])
-        predicted.append(float(np.median(np.array(weights) @ features[index])))
-    return predicted
+def weights_of(parts: np.ndarray, divergences: np.ndarray) -> np.ndarray:
+    """Weights of the parts (plans, 3) that give the divergences (plans,) best; relative errors count, none is below 0."""
+    return np.asarray(nnls(parts / divergences[:, None], np.ones(len(parts)))[0])
+
+
+def corrected(parts: np.ndarray, divergences: np.ndarray) -> list[float]:
+    """Every plan's divergence after training, by weights learnt from plans drawn among the others, 20 times: the median."""
+    found = []
+    for index in range(len(parts)):
+        others = [each for each in range(len(parts)) if each != index]
+        drawn = [random.Random(seed).sample(others, min(LEARNT_FROM, len(others))) for seed in range(20)]
+        weights = [weights_of(parts[learnt], divergences[learnt]) for learnt in drawn]
+        found.append(float(np.median(np.array(weights) @ parts[index])))
+    return found
 
 
 def main() -> None:
@@ -127,22 +126,21 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--plans", type=int, default=30)
     parser.add_argument("--train", type=int, default=10_000, help="training images of the epoch")
+    parser.add_argument("--depth", type=int, default=20, choices=(20, 32))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    model = find().cifar_resnet(20).eval()
+    model = find().cifar_resnet(options.depth).eval()
     images, labels = find().cifar10("train")
     test = find().cifar10("test")
     batches = images[:512].split(64)
     graph = capture(model, images[:1]).eval()
-    space = space_of(graph, LEVELS, (*BITS, None), widths=(1, 2))
+    space = space_of(graph, LEVELS, BITS, widths=(1, 2))
     rows: list[dict[str, Any]] = json.loads(options.file.read_text()) if options.file.exists() else []
-    if len(rows) < options.plans:
-        errors = measure_errors(graph, batches, space)
     for number in range(len(rows), options.plans):
         plan = random_plan(space, random.Random(f"{options.seed}.{number}"))
-        row: dict[str, Any] = {"plan": json.loads(plan.to_json()), "predicted": parts(plan, errors)}
+        row: dict[str, Any] = {"plan": json.loads(plan.to_json())}
         network = fxfactor.transform(model, plan=plan, calibration=batches[:4])
         fxfactor.round_weights(model, network, batches[:4])
         for stage in ("rounded", "trained"):

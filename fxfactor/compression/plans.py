@@ -21,7 +21,7 @@ from fxfactor.planning.plans import best_plan, options_of, require_place
 from fxfactor.planning.sensitivity import Measure, SiteErrors, measure_errors
 from fxfactor.planning.space import Space, space_of
 
-_MEASURE: Measure = "both"
+_MEASURE: Measure = "recovered"
 _LEAST_SLACK = 1.1
 """The smallest budget as a multiple of the least that the layers can cost."""
 _STEP = 2**0.5

@@ -139,6 +139,7 @@ def tightest(limits: Mapping[str, float], totals: Mapping[str, float]) -> str:
 LOSSES = {
     "both": "√(loss · output), summed over the sites",
     "loss": "Kullback-Leibler divergence of the softened output, second order, summed over the sites",
+    "recovered": 'what is left after training of the error that "both" predicts: rounded weights count less, activations more',
     "weighted": "lost share of each site's own outputs, weighted by what such a share does to the network's output",
     "output": "lost share of each site's own outputs, summed over the sites",
 }

@@ -66,7 +66,8 @@ def search(
     for floating point. widths: channels between the factors, as multiples of the input channels. boundary_bits: of the
     first layer and the last, None to let the search choose. join_bits: of tensors that enter additions. keep: module
     paths that are not factorized. images: so many of `loader` are used, at most.
-    measure: "both", "loss", "output" or "weighted", see `fxfactor.planning.sensitivity`. One gives the plan that the integer
+    measure: "both", "loss", "output", "weighted" or, for a network that is trained afterwards, "recovered"; see
+    `fxfactor.planning.sensitivity`. One gives the plan that the integer
     program finds by it. Of several each gives one, others are added (`fxfactor.planning.plans`), and the one whose network,
     made and run on the images, is closest to the original is returned.
 

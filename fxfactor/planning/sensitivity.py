@@ -15,6 +15,9 @@ underrates, and there the output is (docs/exploration.md).
 
 `weighted`: output, times how much one share of this site's output weighs in the loss: the median of loss/output over
 all choices at the site. For budgets so small that every error is large.
+
+`recovered`: what is left after training. The three parts of `both`, with the weights of RECOVERED: training makes up for
+rounded weights far better than for factors, and hardly for rounded activations.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -45,8 +48,11 @@ from fxfactor.progress import track
 from fxfactor.quantization.histogram import Histogram, best_limit
 from fxfactor.quantization.levels import Bits, integer_range, round_to_levels, rounded_weight, scale_at
 
-Measure = Literal["both", "loss", "output", "weighted"]
-MEASURES: tuple[Measure, ...] = ("both", "loss", "output", "weighted")
+Measure = Literal["both", "loss", "output", "weighted", "recovered"]
+MEASURES: tuple[Measure, ...] = get_args(Measure)
+
+RECOVERED = (1.0, 0.2, 3.0)
+"""How much factors, rounded weights and rounded activations count after training, as `benchmarks/prediction.py` found it."""
 
 _CHUNK_BYTES = 3 << 28
 _ROUNDS = 4
@@ -57,9 +63,11 @@ _HISTOGRAM_IMAGES = 32
 class SiteErrors:
     """Squared errors at one site, by shape and bits: `weights` with exact inputs, `activations` with exact weights.
 
-    Each value has two entries: what it does to the loss, and the lost share of the site's output.
+    `factors` are those of the shapes alone, nothing rounded. Each value has two entries: what it does to the loss, and the lost
+    share of the site's output.
     """
 
+    factors: dict[Shape, Tensor] = field(default_factory=dict)
     weights: dict[tuple[Shape, Bits], Tensor] = field(default_factory=dict)
     activations: dict[tuple[Shape, Bits], Tensor] = field(default_factory=dict)
 
@@ -68,10 +76,22 @@ class SiteErrors:
         parts = self.weights[shape, layer.weight_bits], self.activations[shape, layer.activation_bits]
         if measure == "both":
             return float(sum(part.prod().sqrt() for part in parts))
+        if measure == "recovered":
+            return sum(weight * part for weight, part in zip(RECOVERED, self.parts(shape, layer), strict=True))
         loss, output = (parts[0] + parts[1]).tolist()
         if measure == "weighted":
             return float(output * self.weight)
         return float(loss if measure == "loss" else output)
+
+    def parts(self, shape: Shape, layer: LayerPlan) -> tuple[float, float, float]:
+        """The error by "both" of the factors alone, what rounded weights add to it, and that of rounded activations."""
+        errors = (
+            self.factors[shape],
+            self.weights[shape, layer.weight_bits],
+            self.activations[shape, layer.activation_bits],
+        )
+        factors, weights, activations = (float(each.prod().sqrt()) for each in errors)
+        return factors, max(weights - factors, 0.0), activations
 
     @cached_property
     def weight(self) -> float:
@@ -184,19 +204,21 @@ class _Sensitivity:
                 spread[name] += (y - y.mean(0, keepdim=True)).square().sum(dtype=torch.float64).cpu()
                 with torch.no_grad():
                     for table, key, delta in self._changes(name, site, taps.inputs[node], y):
-                        values = getattr(sums[name], table)
+                        values: dict[Any, Tensor] = getattr(sums[name], table)
                         values[key] = values.get(key, 0) + both_measures(delta, g).cpu()
         for name, errors in sums.items():
             scale = torch.tensor([0.5 / len(images), 1 / max(float(spread[name]), 1e-30)], dtype=torch.float64)
-            for measured in (errors.weights, errors.activations):
+            measured: dict[Any, Tensor]
+            for measured in (errors.factors, errors.weights, errors.activations):
                 for choice in measured:
                     measured[choice] = measured[choice] * scale
         return sums
 
-    def _changes(self, name: str, site: Site, x: Tensor, y: Tensor) -> Iterator[tuple[str, tuple[Shape, Bits], Tensor]]:
+    def _changes(self, name: str, site: Site, x: Tensor, y: Tensor) -> Iterator[tuple[str, Any, Tensor]]:
         """Which table and key a change of the outputs belongs to, and the change."""
         for shape in self.space.shapes[name]:
             exact = y if shape.groups is None else self._apply(name, site, shape, x, None)
+            yield "factors", shape, exact - y
             for bits in self.space.weight_bits[name]:
                 yield "weights", (shape, bits), (exact if bits is None else self._apply(name, site, shape, x, bits)) - y
             for bits in self.space.activation_bits[name]:

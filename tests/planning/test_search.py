@@ -42,7 +42,8 @@ def test_without_bits_only_groups_are_chosen() -> None:
 def test_refusals() -> None:
     model = randomized(ResidualNet(16))
     with pytest.raises(
-        PreconditionError, match=r"measure must be one or several of 'both', 'loss', 'output', 'weighted', found 'L2'"
+        PreconditionError,
+        match=r"measure must be one or several of 'both', 'loss', 'output', 'weighted', 'recovered', found 'L2'",
     ):
         fxfactor.search(model, random_batches(), Budget(bops=0.05), measure="L2")  # type: ignore[arg-type]
     with pytest.raises(PreconditionError, match="found an empty loader"):

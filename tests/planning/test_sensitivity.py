@@ -8,7 +8,7 @@ from networks import ResidualNet, fingerprint, random_batches, randomized
 
 import fxfactor
 from fxfactor import LayerPlan
-from fxfactor.planning.sensitivity import measure_errors
+from fxfactor.planning.sensitivity import MEASURES, RECOVERED, Measure, measure_errors
 from fxfactor.planning.space import Shape, space_of
 from fxfactor.quantization.levels import rounded_weight
 
@@ -23,12 +23,31 @@ def test_errors_fall_with_bits_and_vanish_in_floating_point() -> None:
     errors = measure_errors(graph, images, space)
     assert fingerprint(model) == before
     assert all(parameter.requires_grad for parameter in graph.parameters())
-    for measure in ("both", "loss", "output", "weighted"):
+    for measure in MEASURES:
         at = [errors["block.conv1"].of(Shape(), LayerPlan(None, None, b, b), measure) for b in (2, 4, 8, None)]
         assert at == sorted(at, reverse=True)
         assert at[-1] == 0
     coarse, fine = (errors["block.conv2"].of(Shape(g), LayerPlan(g), "output") for g in (2, 8))
     assert 0 < coarse < fine < 1
+
+
+def test_what_is_left_after_training_counts_the_parts_by_their_weights() -> None:
+    model, images = randomized(ResidualNet(16)), random_batches()
+    graph = fxfactor.capture(model, images[0][:1]).eval()
+    errors = measure_errors(graph, images, space_of(graph, (2,), (2, 8, None)))["block.conv2"]
+    shape = next(each for each in errors.factors if each.groups is not None)
+
+    def of(weight_bits: int | None, activation_bits: int | None, measure: Measure = "recovered") -> float:
+        return errors.of(shape, LayerPlan(shape.groups, shape.mid, weight_bits, activation_bits), measure)
+
+    factors = of(None, None, "both")
+    assert errors.parts(shape, LayerPlan(shape.groups, shape.mid, None, None)) == (factors, 0, 0)
+    assert factors > 0
+    both = factors, of(2, None, "both") - factors, of(None, 2, "both") - factors
+    wanted = (factors, factors + RECOVERED[1] * both[1], factors + RECOVERED[2] * both[2])
+    assert (of(None, None), of(2, None), of(None, 2)) == pytest.approx(wanted, rel=1e-6)
+    assert RECOVERED[1] < RECOVERED[0] < RECOVERED[2]
+    assert errors.of(Shape(), LayerPlan(None, None, None, None), "recovered") == 0
 
 
 def test_the_second_order_predicts_the_loss_of_a_small_change() -> None:
