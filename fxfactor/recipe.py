@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 from fxfactor.arguments import checked
 from fxfactor.errors import PreconditionError
 from fxfactor.graph.capture import capture
+from fxfactor.graph.mixed_precision import Precision, require_precision
 from fxfactor.graph.questions import convolutions, sites
 from fxfactor.graph.watching import images_of
 from fxfactor.passes import FactorizeDepth, Quantize
@@ -34,6 +35,7 @@ def transform(
     example_inputs: Tensor | tuple[Any, ...] | None = None,
     calibration: Iterable[Any] | None = None,
     compare: bool = True,
+    precision: Precision = "float32",
 ) -> GraphModule:
     """Split the convolutions of a CNN into depth-factorized subgraphs and substitute Brevitas quantized layers.
 
@@ -53,6 +55,9 @@ def transform(
 
     compare: as for `fxfactor.capture`: with False a network whose graph differs from it in training is taken all the same.
 
+    precision: "bfloat16" runs the networks in mixed precision while factors are fitted, for GPUs that have it; the fits
+    themselves and the activation ranges are computed as ever.
+
     What was changed and what was left alone, and why: `fxfactor.summary(result)`.
 
     Raises PreconditionError on values out of range, unknown sites and a network with neither convolutions nor linear layers,
@@ -63,6 +68,7 @@ def transform(
         raise PreconditionError(
             f"give a plan, or level and bits, not both; found level={level!r}, bits={bits!r}{wide} and a plan"
         )
+    require_precision(precision)
     level = 0 if level is None else level
     check_level(level)
     weight_bits, activation_bits = bits if isinstance(bits, tuple) and len(bits) == 2 else (bits, bits)
@@ -80,9 +86,9 @@ def transform(
     kept = (keep,) if isinstance(keep, str) else tuple(keep)
     if plan is not None:
         plan.require_fits(graph)
-        passes = plan_passes(plan, images, kept)
+        passes = plan_passes(plan, images, kept, precision=precision)
     else:
-        passes = (FactorizeDepth(level=level, keep=kept, calibration=images, width=width),)
+        passes = (FactorizeDepth(level=level, keep=kept, calibration=images, width=width, precision=precision),)
         if weight_bits is not None or activation_bits is not None:
             passes += (Quantize(weight_bits, activation_bits),)
     result = Pipeline(*passes)(graph).graph
@@ -111,10 +117,14 @@ def _is_channels_last(model: nn.Module) -> bool:
 
 
 def plan_passes(
-    plan: Plan, calibration: Sequence[Any] | None = None, keep: tuple[str, ...] = (), fit: bool = True
+    plan: Plan,
+    calibration: Sequence[Any] | None = None,
+    keep: tuple[str, ...] = (),
+    fit: bool = True,
+    precision: Precision = "float32",
 ) -> tuple[Pass, ...]:
     """The passes that a plan stands for; with `fit=False` the factors stay empty, for weights to be loaded."""
     layers = plan.layers.values()
-    factorize = FactorizeDepth(plan=plan, keep=keep, calibration=calibration, fit=fit)
+    factorize = FactorizeDepth(plan=plan, keep=keep, calibration=calibration, fit=fit, precision=precision)
     quantizes = plan.join_bits is not None or any(layer.weight_bits or layer.activation_bits for layer in layers)
     return (factorize, Quantize(plan=plan)) if quantizes else (factorize,)

@@ -25,6 +25,7 @@ from fxfactor.graph import (
     shape_of,
     sites,
 )
+from fxfactor.graph.mixed_precision import Precision
 from fxfactor.pipeline import Change, Pass, Skip
 from fxfactor.plan.ladder import Level, check_level, check_width, choose_shape, reason_to_keep
 from fxfactor.plan.layer_plan import LayerPlan
@@ -47,7 +48,8 @@ class FactorizeDepth(Pass):
     Loses: without `calibration` the factors are the best for the weights (truncated SVD per group, Eckart and Young
     1936), and ‖W − UV‖/‖W‖ of every site is reported as `relative_error`. With `calibration`, batches of images, they are
     fitted to the outputs that the network had on them (`fxfactor.factors.fit_to_outputs`), and `output_error` says what is missed
-    there. With `fit=False` the factors stay empty, for weights to be loaded.
+    there. With `fit=False` the factors stay empty, for weights to be loaded. `precision="bfloat16"` runs the network in mixed
+    precision meanwhile.
 
     Raises PreconditionError on a level below 0, a width that is not above 0, and on a site in `plan` or `keep` that the
     network does not have or that cannot have the groups and mid that the plan wants. Source: FactorizeNet (Yun and Wong
@@ -59,6 +61,7 @@ class FactorizeDepth(Pass):
     keep: tuple[str, ...] = ()
     calibration: Sequence[Any] | None = None
     fit: bool = True
+    precision: Precision = "float32"
     width: float = 1
 
     def __post_init__(self) -> None:
@@ -83,7 +86,10 @@ class FactorizeDepth(Pass):
         records = list(self._split_all(graph))
         if self.calibration is not None and any(isinstance(record, Change) for record in records):
             finish(graph)
-            fitted = {each.site: each.output_error for each in fit_to_outputs(original, graph, self.calibration)}
+            fitted = {
+                each.site: each.output_error
+                for each in fit_to_outputs(original, graph, self.calibration, precision=self.precision)
+            }
             records = [_with_output_error(record, fitted.get(record.site)) for record in records]
         yield from records
 

@@ -58,7 +58,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "board": None, "clock_ns": 5.0, "target_fps": 1000, "python": None,
     },
     "summary": {"show": True},
-    "transform": {"level": None, "bits": None, "width": 1, "plan": None, "keep": (), "example_inputs": None, "calibration": None, "compare": True},
+    "transform": {"level": None, "bits": None, "width": 1, "plan": None, "keep": (), "example_inputs": None, "calibration": None, "compare": True, "precision": "float32",
+    },
 }  # fmt: skip
 
 

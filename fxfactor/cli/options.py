@@ -118,7 +118,7 @@ Precision = Annotated[
     typer.Option(
         parser=parse_one_of(*PRECISIONS),
         metavar="|".join(PRECISIONS),
-        help="What convolutions compute in while a network is trained or evaluated; bfloat16 is faster on GPUs that have it.",
+        help="What convolutions compute in meanwhile; bfloat16 is faster on GPUs that have it.",
     ),
 ]
 

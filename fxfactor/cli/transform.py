@@ -110,7 +110,12 @@ def transform(
     model = named_model(source, weights, pretrained=pretrained, device=device)
     with working("factorizing and quantizing", silent=images is not None):
         qmodel = fxfactor.transform(
-            model, **settings, keep=tuple(keep or ()), example_inputs=example_of(input_size, model), calibration=images
+            model,
+            **settings,
+            keep=tuple(keep or ()),
+            example_inputs=example_of(input_size, model),
+            calibration=images,
+            precision=cast(Any, precision),
         )
     if images is not None and round_weights:
         fxfactor.round_weights(model, qmodel, images)

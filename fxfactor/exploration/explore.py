@@ -21,9 +21,9 @@ from fxfactor.errors import PreconditionError
 from fxfactor.exploration.result import Exploration
 from fxfactor.exploration.rung import BitPair, FineTune, Metric, Progressed, Rung, RungWalk, Setup, Task, top1
 from fxfactor.exploration.state_file import Candidate, Store
+from fxfactor.graph.mixed_precision import Precision, require_precision
 from fxfactor.graph.watching import images_of
 from fxfactor.plan.ladder import Level, check_bits, check_level, check_width
-from fxfactor.recovery.mixed_precision import Precision, require_precision
 from fxfactor.workers import Engine, require_workers, side_by_side
 
 if TYPE_CHECKING:
@@ -74,8 +74,8 @@ def explore(
     Ray cluster.
     board: also ask FINN what each candidate costs there, folded for `target_fps` at a clock of `clock_ns` nanoseconds; needs
     finn-plus here or in the environment of the interpreter `python`, and some ten seconds each (`fxfactor.finn.estimate`).
-    precision: "bfloat16" evaluates in mixed precision, for GPUs that have it: the metric then differs by what rounding the
-    products does. Fits and ranges are the same for both; `finetune` has a `precision` of its own.
+    precision: "bfloat16" fits and evaluates in mixed precision, for GPUs that have it: the metric then differs by what rounding
+    the products does. Ranges are counted in float32; `finetune` has a `precision` of its own.
     progress: called with each candidate once it is kept.
 
     A candidate that raises is kept as failed, one whose metric is NaN is marked, and the walk goes on. Raises

@@ -26,6 +26,7 @@ from fxfactor.exploration.bit_widths import LEAST_BITS, MOST_BITS, BitWidths
 from fxfactor.exploration.state_file import Candidate, rung_name
 from fxfactor.factors.fit_to_outputs import fit_to_outputs
 from fxfactor.graph.capture import capture
+from fxfactor.graph.mixed_precision import Precision, computing_in
 from fxfactor.graph.questions import sites
 from fxfactor.passes import FactorizeDepth, Quantize
 from fxfactor.pipeline import Pipeline
@@ -34,7 +35,6 @@ from fxfactor.plan.plan import Plan
 from fxfactor.quantization.calibrate import calibrate, count_activations, set_ranges
 from fxfactor.quantization.histogram import Histogram
 from fxfactor.quantization.plain_copy import freeze
-from fxfactor.recovery.mixed_precision import Precision, computing_in
 
 if TYPE_CHECKING:
     from fxfactor.finn.target import Target
@@ -186,7 +186,7 @@ class RungWalk:
         """Fit all factors, but those that the previous rung has already with nothing different before them."""
         done = _take_over(graph, self.previous)
         if any(site.factorized for site in sites(graph).values()):
-            fit_to_outputs(self.original, graph, self.setup.images, done=done)
+            fit_to_outputs(self.original, graph, self.setup.images, done=done, precision=self.setup.precision)
 
     def _count(self, state: RungState, rung: Rung, bits: Sequence[BitPair]) -> None:
         """What enters every quantizer, with 8-bit weights whatever bits are asked for, so that more may be asked later."""

@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.nn import functional as F
 
 from fxfactor.factors.least_squares import PatchMoments
+from fxfactor.graph.mixed_precision import Precision, computing_in
 from fxfactor.graph.questions import Convolution, placeholders
 
 _PATCH_BYTES = 1 << 26
@@ -59,11 +60,15 @@ def patches(x: Tensor, conv: Convolution) -> Tensor:
 class Lockstep:
     """A graph in evaluation on several batches at once, each of them advanced from node to node as asked for.
 
-    Asked for a node that it has passed, a batch is run anew from the start.
+    Asked for a node that it has passed, a batch is run anew from the start. With precision "bfloat16" the nodes compute in
+    mixed precision; what is asked for comes in the type of the weights.
     """
 
-    def __init__(self, graph: GraphModule, images: list[Tensor], memory_limit: int) -> None:
+    def __init__(
+        self, graph: GraphModule, images: list[Tensor], memory_limit: int, precision: Precision = "float32"
+    ) -> None:
         parameter = next(graph.parameters())
+        self.type, self.precision = parameter.dtype, precision
         self.images = [batch.to(parameter) for batch in images]
         self.memory_limit = memory_limit
         self.interpreter = Interpreter(graph)
@@ -89,27 +94,34 @@ class Lockstep:
 
     def input_of(self, batch: int, node: Node) -> Tensor:
         """What enters `node`, with all nodes before it as they are now."""
-        return cast(Tensor, self._run(batch, self.index[node])[node.all_input_nodes[0]])
+        return self._in_full(self._run(batch, self.index[node])[node.all_input_nodes[0]])
 
     def output_of(self, batch: int, node: Node) -> Tensor:
         """What `node` computes."""
-        return cast(Tensor, self._run(batch, self.index[node] + 1)[node])
+        return self._in_full(self._run(batch, self.index[node] + 1)[node])
 
     def input_and(self, batch: int, node: Node, other: Node) -> tuple[Tensor, Tensor]:
         """What enters `node`, and what `other` computes from there; the batch advances no further than to `node`."""
         values = self._run(batch, self.index[node])
-        return cast(Tensor, values[node.all_input_nodes[0]]), self._beside(values, other)
+        return self._in_full(values[node.all_input_nodes[0]]), self._beside(values, other)
 
     def output_and(self, batch: int, node: Node, other: Node) -> tuple[Tensor, Tensor]:
         """What `node` computes, and what `other` computes from there; the batch advances no further than `node`."""
         values = self._run(batch, self.index[node] + 1)
-        return cast(Tensor, values[node]), self._beside(values, other)
+        return self._in_full(values[node]), self._beside(values, other)
 
     def _beside(self, alive: dict[Node, Any], node: Node) -> Tensor:
         self.interpreter.env = values = dict(alive)
         for missing in self._ancestors(node, values):
-            values[missing] = self.interpreter.run_node(missing)
-        return cast(Tensor, values[node])
+            values[missing] = self._computed(missing)
+        return self._in_full(values[node])
+
+    def _computed(self, node: Node) -> Any:
+        with computing_in(self.precision, self.images[0].device):
+            return self.interpreter.run_node(node)
+
+    def _in_full(self, value: Tensor) -> Tensor:
+        return value.to(self.type) if value.dtype is torch.bfloat16 else value
 
     def behind(self, node: Node, wanted: Node) -> list[Node]:
         """The nodes that `wanted` needs and that come behind `node`, in the order of execution."""
@@ -133,7 +145,7 @@ class Lockstep:
         self.interpreter.env = values
         for node in self.nodes[self.position[batch] : stop]:
             if node.op != "placeholder":
-                values[node] = self.interpreter.run_node(node)
+                values[node] = self._computed(node)
             for source in node.all_input_nodes:
                 if all(self.index[user] <= self.index[node] for user in source.users):
                     values.pop(source, None)

@@ -254,7 +254,7 @@ def _told(own: Sequence[tuple[str, str, str]]) -> str:
 
 
 _OWN = """
-The network needs what FINN does not have: {files}. Both builds import it in their first steps, {steps}, from
+Made by fxfactor, since FINN does not have it or has it wrong: {files}. Both builds import it in their first steps, {steps}, from
 this folder: keep it beside them. In a script of your own, `import {imports}` before FINN reads model.onnx, and begin
 with those steps, since FINN+ starts processes that have to know the layers too. It was written for FINN+ {version} and not
 tried with FINN (Xilinx/finn){without}.

@@ -27,12 +27,12 @@ from fxfactor.arguments import checked
 from fxfactor.errors import FxfactorError, PreconditionError
 from fxfactor.files import new_file
 from fxfactor.graph.capture import as_graph
+from fxfactor.graph.mixed_precision import Precision, computing_in, require_precision
 from fxfactor.graph.questions import is_quantizer
 from fxfactor.graph.watching import inputs_of, modes_kept, not_empty
 from fxfactor.progress import track
 from fxfactor.quantization.fused import fused_quantizers
 from fxfactor.recovery.blocks import Matching, batch_norms, channels_last, cosine
-from fxfactor.recovery.mixed_precision import Precision, computing_in, require_precision
 from fxfactor.recovery.reconstruct import Augment
 
 _CHECKPOINT = "checkpoint.safetensors"

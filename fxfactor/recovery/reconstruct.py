@@ -23,12 +23,12 @@ from torch.fx import GraphModule
 from fxfactor.arguments import checked
 from fxfactor.errors import PreconditionError
 from fxfactor.graph.capture import as_graph
+from fxfactor.graph.mixed_precision import Precision, computing_in, require_precision
 from fxfactor.graph.watching import evaluating, images_of
 from fxfactor.progress import track
 from fxfactor.quantization.fused import fused_quantizers
 from fxfactor.recovery.augment import flip_shift_and_cut
 from fxfactor.recovery.blocks import Matching, batch_norms, channels_last, cosine
-from fxfactor.recovery.mixed_precision import Precision, computing_in, require_precision
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 

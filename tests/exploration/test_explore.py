@@ -169,7 +169,7 @@ def test_other_weights_or_validation_images_are_another_exploration(tmp_path: Pa
         fxfactor.explore(model(), TRAIN, VALIDATION[::-1], **settings)
 
 
-def test_mixed_precision_is_evaluated_nearly_alike_from_the_same_fit(tmp_path: Path) -> None:
+def test_mixed_precision_is_fitted_and_evaluated_nearly_alike(tmp_path: Path) -> None:
     seen = []
 
     def metric(network: nn.Module, validation: Any) -> float:

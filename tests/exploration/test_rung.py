@@ -28,9 +28,9 @@ def test_a_level_takes_over_what_the_one_before_has_fitted(tmp_path: Path, monke
 
     fitted: list[set[str]] = []
 
-    def spy(original: Any, graph: Any, batches: Any, done: set[str]) -> Any:
+    def spy(original: Any, graph: Any, batches: Any, done: set[str], **settings: Any) -> Any:
         fitted.append(set(done))
-        return real(original, graph, batches, done=done)
+        return real(original, graph, batches, done=done, **settings)
 
     real = walk.fit_to_outputs
     monkeypatch.setattr(walk, "fit_to_outputs", spy)

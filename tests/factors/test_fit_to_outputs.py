@@ -67,6 +67,21 @@ def test_fitted_network_is_nearer_to_the_original(level):
     assert difference(original, graph, images(seed=1)) < before
 
 
+def test_mixed_precision_fits_nearly_alike():
+    original = network()
+    plain, mixed = factorized(original), factorized(original)
+    errors = [each.output_error for each in fit_to_outputs(original, plain, images().split(4))]
+    found = [each.output_error for each in fit_to_outputs(original, mixed, images().split(4), precision="bfloat16")]
+    assert found != errors
+    assert found == pytest.approx(errors, rel=0.02)
+    assert {each.dtype for each in mixed.state_dict().values()} <= {torch.float32, torch.int64}
+    assert difference(plain, mixed, images(seed=1)) < 0.05
+    again = fxfactor.transform(original, level=3, calibration=images().split(4), precision="bfloat16")
+    assert [each.dtype for each in again.parameters()] == [torch.float32] * len(list(again.parameters()))
+    with pytest.raises(PreconditionError, match='precision must be "float32" or "bfloat16"'):
+        fxfactor.transform(original, level=3, calibration=images().split(4), precision="half")
+
+
 def test_only_factors_and_means_change():
     original = network()
     graph = factorized(original)

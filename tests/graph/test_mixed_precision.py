@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fxfactor import PreconditionError
-from fxfactor.recovery.mixed_precision import computing_in, require_precision
+from fxfactor.graph.mixed_precision import computing_in, require_precision
 
 
 def test_convolutions_compute_in_bfloat16_and_parameters_keep_their_type() -> None:
