@@ -37,7 +37,7 @@ from fxfactor.graph.capture import capture
 from fxfactor.plan.layer_plan import LayerPlan
 from fxfactor.plan.plan import Plan
 from fxfactor.planning.search import LEVELS
-from fxfactor.planning.sensitivity import MEASURES, SiteErrors
+from fxfactor.planning.sensitivity import MEASURES, SiteErrors, measure_errors
 from fxfactor.planning.space import Shape, Space, space_of
 from fxfactor.quantization.plain_copy import freeze
 
@@ -152,10 +152,8 @@ def main() -> None:
             row[stage] = {"accuracy": top1(plain, [test]), "divergence": divergence(plain, model, test[0])}
         rows.append(row)
         write_text(options.file, json.dumps(rows, indent=1), "keeping what was found")
-        print(
-            f"plan {number}: {row['predicted']['both']:.3f} predicted, {row['rounded']}, {row['trained']}", flush=True
-        )
-    for line in correlations(rows):
+        print(f"plan {number}: rounded {row['rounded']}, trained {row['trained']}", flush=True)
+    for line in correlations(rows, measure_errors(graph, batches, space)):
         print(line)
 
 

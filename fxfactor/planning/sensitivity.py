@@ -208,8 +208,8 @@ class _Sensitivity:
                         values[key] = values.get(key, 0) + both_measures(delta, g).cpu()
         for name, errors in sums.items():
             scale = torch.tensor([0.5 / len(images), 1 / max(float(spread[name]), 1e-30)], dtype=torch.float64)
-            measured: dict[Any, Tensor]
-            for measured in (errors.factors, errors.weights, errors.activations):
+            tables: tuple[dict[Any, Tensor], ...] = (errors.factors, errors.weights, errors.activations)
+            for measured in tables:
                 for choice in measured:
                     measured[choice] = measured[choice] * scale
         return sums
