@@ -7,7 +7,9 @@ writes it down.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
+import threading
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import wait
 from typing import Any, Literal, Protocol, get_args
@@ -121,6 +123,7 @@ def _work(connection: Any) -> None:
     import torch
 
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         with hidden():
             worker = pickle.loads(connection.recv_bytes()).worker()
@@ -131,6 +134,14 @@ def _work(connection: Any) -> None:
                 connection.send(None)
     except Exception as error:  # handed over, so that it is raised where the tasks come from
         connection.send(error)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would train on for nobody."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _pickled(common: Common) -> bytes:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from small_exploration import explore, without_seconds
 from torch import nn
 
 from fxfactor import FxfactorError, PreconditionError
+from fxfactor.workers import side_by_side
 
 
 def test_workers_find_what_one_process_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,3 +71,47 @@ def test_a_worker_that_dies_while_it_starts_is_said(tmp_path: Path, monkeypatch:
         explore(tmp_path / "state", workers=2)
     assert not multiprocessing.active_children()
     assert len(explore(tmp_path / "state").candidates) == 6
+
+
+@dataclass
+class Sleeper:
+    """Says which process it is, then sleeps."""
+
+    place: Path
+
+    def worker(self) -> Sleeper:
+        return self
+
+    def steps(self, task: int) -> Iterator[int]:
+        (self.place / f"{task}.part").write_text(str(os.getpid()))
+        os.rename(self.place / f"{task}.part", self.place / f"{task}.pid")
+        time.sleep(task)
+        yield task
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    psutil = pytest.importorskip("psutil")
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from fxfactor.workers import side_by_side
+from test_workers import Sleeper
+if __name__ == "__main__":
+    list(side_by_side(Sleeper(Path({str(tmp_path)!r})), [3600, 7200], 2, "local", "again"))
+"""
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    with subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL) as parent:
+        while len(list(tmp_path.glob("*.pid"))) < 2:
+            assert parent.poll() is None
+            time.sleep(0.05)
+        workers = [psutil.Process(int(file.read_text())) for file in tmp_path.glob("*.pid")]
+        parent.kill()
+    _, alive = psutil.wait_procs(workers, timeout=120)
+    assert not [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_steps_come_in_the_order_of_their_task_and_all_of_them(tmp_path: Path) -> None:
+    assert sorted(side_by_side(Sleeper(tmp_path), [0, 0, 0], 2, "local", "again")) == [0, 0, 0]
+    assert list(side_by_side(Sleeper(tmp_path), [], 2, "local", "again")) == []
