@@ -51,7 +51,7 @@ def test_transform_recover_save(model, batches, tmp_path, with_images) -> None:
 
 
 def test_mixed_precision(model, batches) -> None:
-    qmodel = fxfactor.transform(model, level=2, bits=4, calibration=[x for x, _ in batches])
+    qmodel = fxfactor.transform(model, level=2, bits=4, calibration=[x for x, _ in batches], precision="bfloat16")
     fxfactor.reconstruct(model, qmodel, [x for x, _ in batches], steps=3, precision="bfloat16")
     (epoch,) = fxfactor.finetune(qmodel, batches, teacher=model, epochs=1, precision="bfloat16")
     assert epoch.loss < float("inf")

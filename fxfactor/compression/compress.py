@@ -2,7 +2,8 @@
 
 Each candidate's row has its trained accuracy beside our estimates of its hardware. Candidates are dropped by successive
 halving (Jamieson and Talwalkar 2016, arXiv 1502.07943) between stages; what is dropped is what others beat at no more of the
-board (the usual pruners know one number per candidate, here there are two, so the rule is our own: `result.best_half`).
+board. The usual pruners know one number per candidate (Optuna refuses to prune where there are several objectives); here there
+are two, so the rule is our own: `result.best_half`.
 """
 
 from __future__ import annotations
