@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from data import Data, find
@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fxfactor
 from fxfactor.factors.fit_to_outputs import fit_to_outputs
+from fxfactor.graph.mixed_precision import Precision
 from fxfactor.passes import FactorizeDepth, Quantize
 from fxfactor.quantization.fused import fused_quantizers
 from fxfactor.recovery.augment import flip_and_shift, flip_shift_and_cut
@@ -57,7 +58,7 @@ def standard_error(percent: float, count: int) -> float:
 
 
 def factorized(
-    original: GraphModule, calibration: list[Tensor], level: Any, width: float
+    original: GraphModule, calibration: list[Tensor], level: Any, width: float, precision: Precision
 ) -> Iterator[tuple[str, GraphModule]]:
     """The network with its factors by the truncated SVD, and then fitted."""
     graph = FactorizeDepth(level=level, width=width)(original).graph
@@ -65,7 +66,7 @@ def factorized(
         yield "original", graph
         return
     yield "truncated SVD", graph
-    fit_to_outputs(original, graph, calibration)
+    fit_to_outputs(original, graph, calibration, precision=precision)
     yield "fitted to outputs", graph
 
 
@@ -146,7 +147,8 @@ def measure(options: argparse.Namespace, data: Data) -> Iterator[Row]:
         for level in options.level:
             fitted = []
             shape = {"level": level, "width": options.width}
-            graphs = factorized(fxfactor.capture(model, train[0][:1]), calibration, level, options.width)
+            original = fxfactor.capture(model, train[0][:1])
+            graphs = factorized(original, calibration, level, options.width, options.precision)
             for row in rows(_remember(graphs, fitted), **base, **shape, bits=None):
                 if level != 0:
                     yield row
@@ -169,6 +171,9 @@ def main() -> None:
     parser.add_argument("--level", nargs="+", default=["1", "2", "3", "depthwise"])
     parser.add_argument("--width", type=float, default=1.0, help="channels between the factors / input channels")
     parser.add_argument("--bits", type=int, nargs="+", default=[None])
+    parser.add_argument(
+        "--precision", default="float32", choices=get_args(Precision), help="of the networks while they are fitted"
+    )
     parser.add_argument("--calibration", type=int, default=256, help="training images for calibration")
     parser.add_argument("--held-out", type=int, default=2000, help="other training images that are predicted too")
     parser.add_argument("--no-round", dest="round", action="store_false", help="leave fxfactor.round_weights out")

@@ -128,6 +128,9 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=10_000, help="training images of the epoch")
     parser.add_argument("--depth", type=int, default=20, choices=(20, 32))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--without-first", type=int, default=0, metavar="N", help="correlations of the other plans alone"
+    )
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -153,7 +156,7 @@ def main() -> None:
         rows.append(row)
         write_text(options.file, json.dumps(rows, indent=1), "keeping what was found")
         print(f"plan {number}: rounded {row['rounded']}, trained {row['trained']}", flush=True)
-    for line in correlations(rows, measure_errors(graph, batches, space)):
+    for line in correlations(rows[options.without_first :], measure_errors(graph, batches, space)):
         print(line)
 
 

@@ -52,7 +52,7 @@ Measure = Literal["both", "loss", "output", "weighted", "recovered"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 
 RECOVERED = (1.0, 0.2, 3.0)
-"""How much factors, rounded weights and rounded activations count after training, as `benchmarks/prediction.py` found it."""
+"""How much factors, rounded weights and rounded activations count after training (benchmarks/prediction.py)."""
 
 _CHUNK_BYTES = 3 << 28
 _ROUNDS = 4
