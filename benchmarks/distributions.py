@@ -74,7 +74,7 @@ def ladder(model: nn.Module, factors: str, bits: int, train: Tensor) -> dict[str
     made = {}
     for level in LEVELS:
         if factors == "fitted":
-            made[f"level {level}"] = fxfactor.transform(model, level, bits, calibration=train.split(64))
+            made[f"level {level}"] = fxfactor.transform(model, level, bits, calibration=train.split(64), recover="none")
         else:
             graph = fxfactor.transform(model, level, bits, example_inputs=train[:1])
             made[f"level {level}"] = fxfactor.calibrate(graph, train.split(64))

@@ -71,7 +71,7 @@ class Cifar:
 
     def accuracy(self, plan: Plan) -> float:
         """Top-1 on the test images of the network that the plan makes."""
-        made = fxfactor.transform(self.model, plan=plan, calibration=self.calibration)
+        made = fxfactor.transform(self.model, plan=plan, calibration=self.calibration, recover="none")
         return top1(freeze(made), self.test)
 
 
@@ -95,6 +95,7 @@ def grid(data: Cifar, levels: range, bits: tuple[int, ...]) -> None:
             level=int(candidate.level),
             bits=(candidate.weight_bits, candidate.activation_bits),
             calibration=data.calibration,
+            recover="none",
         )
         naive.append(replace(candidate, metric=top1(made.eval(), data.test)))
         print(candidate.key, f"walked {candidate.metric:.3f}, from scratch {naive[-1].metric:.3f}", flush=True)

@@ -72,7 +72,7 @@ def steps_of(
         finetune(
             graph, DataLoader(TensorDataset(*train), batch_size=options.batch_size, shuffle=True, drop_last=True),
             teacher=model, epochs=epochs, augment=flip_and_shift, seed=options.seed, learning_rate=options.learning_rate,
-            label_weight=options.label_weight, batch_norm=options.batch_norm,
+            label_weight=options.label_weight, batch_norm=options.batch_norm, weight_limits=options.weight_limits,
             checkpoint=options.out and options.out / f"{number}-{bits}bits",
         )  # fmt: skip
         yield f"{'fp32' if bits == 32 else f'W{bits}A{bits}'}, fine-tuned for {epochs} epochs", graph
@@ -80,7 +80,7 @@ def steps_of(
 
 
 def measure(options: argparse.Namespace, data: Data) -> Iterator[Row]:
-    train, judged = data.cifar10("train"), data.cifar10("test")
+    train, judged = data.cifar10(options.split), data.cifar10("test")
     calibration = list(train[0][: options.calibration].split(64))
     if options.hold_out:
         judged = train[0][1000:3000], train[1][1000:3000]
@@ -116,12 +116,14 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=5e-3)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--label-weight", type=float, default=0.0)
-    parser.add_argument("--images", type=int, default=20_000, help="how many of the training images")
+    parser.add_argument("--split", default="train", help="train: 20,000 images; train_all: 50,000")
+    parser.add_argument("--images", type=int, default=50_000, help="how many of the training images")
     parser.add_argument("--calibration", type=int, default=256, help="training images for factors and ranges")
     parser.add_argument(
         "--hold-out", action="store_true", help="judge on 2,000 training images that are not trained on"
     )
     parser.add_argument("--batch-norm", default="updated", help="fixed or updated; the tables were made with updated")
+    parser.add_argument("--weight-limits", default="learned", help="learned or largest; older tables: largest")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="folder for checkpoints and rows.jsonl")

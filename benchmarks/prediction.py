@@ -144,7 +144,7 @@ def main() -> None:
     for number in range(len(rows), options.plans):
         plan = random_plan(space, random.Random(f"{options.seed}.{number}"))
         row: dict[str, Any] = {"plan": json.loads(plan.to_json())}
-        network = fxfactor.transform(model, plan=plan, calibration=batches[:4])
+        network = fxfactor.transform(model, plan=plan, calibration=batches[:4], recover="none")
         fxfactor.round_weights(model, network, batches[:4])
         for stage in ("rounded", "trained"):
             if stage == "trained":

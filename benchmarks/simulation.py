@@ -100,7 +100,7 @@ def write(case: Case, file: Path) -> Tensor:
     model = spread(resnet20() if case.resnet else three_convolutions())
     calibration = torch.randn(16, 3, case.size, case.size)
     qmodel = fxfactor.transform(
-        model, level=case.level, bits=case.bits, width=case.width, calibration=[calibration]  # type: ignore[arg-type]
+        model, level=case.level, bits=case.bits, width=case.width, calibration=[calibration], recover="none"  # type: ignore[arg-type]
     )  # fmt: skip
     images = torch.randn(3, 3, case.size, case.size)
     fxfactor.export(qmodel, file, target="finn", example_inputs=calibration[:1])

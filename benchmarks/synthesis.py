@@ -63,7 +63,7 @@ def layers_of(level: Any, bits: int, fps: int, cache: Path) -> Iterator[dict[str
     torch.manual_seed(0)
     model, _ = network("resnet20 untrained", 32)
     images = torch.randn(8, 3, 32, 32)
-    qmodel = fxfactor.transform(model, level=level, bits=bits, calibration=[images])
+    qmodel = fxfactor.transform(model, level=level, bits=bits, calibration=[images], recover="none")
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / "model.onnx"
         fxfactor.export(qmodel, file, target="finn", example_inputs=images[:1])

@@ -20,7 +20,7 @@ from fxfactor.graph.compare import random_inputs, relative_difference
 from fxfactor.graph.normal_form import check_graph, finish, restore_training
 
 HISTORY = "fxfactor.history"
-"""Key of `graph.meta` under which the changes and skips of all passes so far stand, in order."""
+"""Key of `graph.meta` under which the changes and skips of all passes so far stand, in order, and what was judged after."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,27 @@ class Skip:
 
     site: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How near the network's outputs came to the original's after `step`, on `images` that it was not fitted to.
+
+    `output_error`: the share of the outputs' standard deviation that is missed. `agreement`: the share of the images on which
+    both have the same largest output, where there is one output of classes. `kept` is False where the step was taken back.
+    """
+
+    step: str
+    output_error: float
+    agreement: float | None
+    images: int
+    kept: bool = True
+
+
+def forget_judged(graph: GraphModule) -> None:
+    """Drop what was judged of a network that is about to change."""
+    if HISTORY in graph.meta:
+        graph.meta[HISTORY] = tuple(each for each in graph.meta[HISTORY] if not isinstance(each, Judged))
 
 
 @dataclass(frozen=True)

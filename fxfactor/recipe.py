@@ -1,10 +1,10 @@
-"""The one call: capture, factorize, quantize, calibrate."""
+"""The one call: capture, factorize, quantize, calibrate, round."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,12 @@ from fxfactor.graph.mixed_precision import Precision, require_precision
 from fxfactor.graph.questions import convolutions, sites
 from fxfactor.graph.watching import images_of
 from fxfactor.passes import FactorizeDepth, Quantize
-from fxfactor.pipeline import Pass, Pipeline
+from fxfactor.pipeline import HISTORY, Change, Pipeline
 from fxfactor.plan.ladder import Level, check_bits, check_level
 from fxfactor.plan.plan import Plan
+from fxfactor.plan_passes import plan_passes
 from fxfactor.quantization.calibrate import calibrate
+from fxfactor.recovery.guarded import Recover, recover_on, recovery_for
 
 
 @partial(checked, but=("model", "level", "bits", "width", "keep", "example_inputs"))
@@ -34,6 +36,8 @@ def transform(
     keep: Iterable[str] = (),
     example_inputs: Tensor | tuple[Any, ...] | None = None,
     calibration: Iterable[Any] | None = None,
+    recover: Recover | None = None,
+    steps: int = 1000,
     compare: bool = True,
     precision: Precision = "float32",
 ) -> GraphModule:
@@ -52,13 +56,17 @@ def transform(
     inferred and there is no calibration.
     calibration: batches of images; the factors are then fitted to the outputs on them and the activation ranges set
     from them. Without them the factors are fitted to the weights, and the batch norms' statistics give the ranges.
+    recover: how much time to spend on the images then. "none"; "round", seconds: `fxfactor.round_weights`; "reconstruct",
+    minutes: `steps` of `fxfactor.reconstruct` after it. Where nothing is said, weights of fewer than 8 bits are rounded. A
+    quarter of the images is held out of these steps; one that brings the outputs no nearer to the original's there is taken back.
 
     compare: as for `fxfactor.capture`: with False a network whose graph differs from it in training is taken all the same.
 
     precision: "bfloat16" runs the networks in mixed precision while factors are fitted, for GPUs that have it; the fits
     themselves and the activation ranges are computed as ever.
 
-    What was changed and what was left alone, and why: `fxfactor.summary(result)`.
+    What was changed and what was left alone, and why, how near the outputs are to the original's, and whether the network is
+    usable as it is: `fxfactor.summary(result)`.
 
     Raises PreconditionError on values out of range, unknown sites and a network with neither convolutions nor linear layers,
     CaptureError where the network cannot be captured.
@@ -69,6 +77,16 @@ def transform(
             f"give a plan, or level and bits, not both; found level={level!r}, bits={bits!r}{wide} and a plan"
         )
     require_precision(precision)
+    if recover is not None and recover not in get_args(Recover):
+        raise PreconditionError(
+            f'transform(recover=…) must be "none", "round" or "reconstruct", found {recover!r}; leave it out to decide by bits'
+        )
+    if steps < 1:
+        raise PreconditionError(f"transform(steps=…), those of reconstruct, must be at least 1, found {steps}")
+    if recover not in (None, "none") and calibration is None:
+        raise PreconditionError(
+            f"transform(recover={recover!r}) needs images: give calibration=loader, a few hundred of them, without labels"
+        )
     level = 0 if level is None else level
     check_level(level)
     weight_bits, activation_bits = bits if isinstance(bits, tuple) and len(bits) == 2 else (bits, bits)
@@ -94,6 +112,11 @@ def transform(
     result = Pipeline(*passes)(graph).graph
     if images is not None:
         calibrate(result, images)
+        how = recovery_for(result, recover)
+        history = result.meta.get(HISTORY, ())
+        if any(isinstance(each, Change) for each in history):
+            judged = tuple(recover_on(graph, result, images, how, steps=steps, precision=precision))
+            result.meta[HISTORY] = (*history, *judged)
     return result.to(memory_format=torch.channels_last) if _is_channels_last(model) else result  # type: ignore[call-overload]
 
 
@@ -114,17 +137,3 @@ def _is_channels_last(model: nn.Module) -> bool:
     """Whether a weight of the model lies in memory as channels_last does, and not as contiguous as well."""
     weights = [weight for weight in model.parameters() if weight.dim() == 4]
     return any(w.is_contiguous(memory_format=torch.channels_last) and not w.is_contiguous() for w in weights)
-
-
-def plan_passes(
-    plan: Plan,
-    calibration: Sequence[Any] | None = None,
-    keep: tuple[str, ...] = (),
-    fit: bool = True,
-    precision: Precision = "float32",
-) -> tuple[Pass, ...]:
-    """The passes that a plan stands for; with `fit=False` the factors stay empty, for weights to be loaded."""
-    layers = plan.layers.values()
-    factorize = FactorizeDepth(plan=plan, keep=keep, calibration=calibration, fit=fit, precision=precision)
-    quantizes = plan.join_bits is not None or any(layer.weight_bits or layer.activation_bits for layer in layers)
-    return (factorize, Quantize(plan=plan)) if quantizes else (factorize,)

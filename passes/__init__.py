@@ -2,6 +2,7 @@
 
 from fxfactor.passes.factorize_depth import FactorizeDepth
 from fxfactor.passes.fold_batch_norm import FoldBatchNorm
+from fxfactor.passes.learn_thresholds import LearnThresholds
 from fxfactor.passes.legalize_channel_multipliers import LegalizeChannelMultipliers
 from fxfactor.passes.legalize_for_finn import LegalizeForFinn
 from fxfactor.passes.legalize_grouped_convolutions import LegalizeGroupedConvolutions
@@ -11,6 +12,7 @@ from fxfactor.passes.quantize import Quantize
 __all__ = [
     "FactorizeDepth",
     "FoldBatchNorm",
+    "LearnThresholds",
     "LegalizeChannelMultipliers",
     "LegalizeForFinn",
     "LegalizeGroupedConvolutions",

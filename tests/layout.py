@@ -36,6 +36,7 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
         "tests/cli/test_app.py tests/cli/test_cli_explore.py",
         "what options say is seen where commands take them",
     ),
+    "fxfactor/plan_passes.py": ("tests/test_recipe.py", "what transform makes of a plan"),
     "fxfactor/finn/comparison_result.py": ("tests/finn/test_comparison.py", "what a comparison shows"),
     "fxfactor/compression/run.py": ("tests/compression/test_compress.py", "what happens in a call of compress"),
     "fxfactor/compression/state_file.py": (

@@ -14,7 +14,7 @@ from fxfactor.arguments import checked
 from fxfactor.errors import PreconditionError
 from fxfactor.graph.capture import ASSUMED, NOTES
 from fxfactor.graph.questions import Site, hidden_convolutions, kept_whole, owner_path, placeholders, shape_of, sites
-from fxfactor.pipeline import HISTORY, Change, Skip
+from fxfactor.pipeline import HISTORY, Change, Judged, Skip
 from fxfactor.rich_table import amount, as_text, bytes_as_text, new_table, unit_for
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ class Summary:
 
     hidden: convolutions that no pass can see, because their weights are computed from the network's input.
     kept_whole: what does a layer's work but is none that passes know, as "path (kind)": in floating point, not counted.
-    notes: what the capture does not keep of the model.
+    notes: what the capture does not keep of the model. judged: how near `fxfactor.transform` brought the outputs to the
+    original's, step by step, on calibration images that were held out.
     """
 
     rows: tuple[SiteSummary, ...]
@@ -66,6 +67,17 @@ class Summary:
     hidden: tuple[str, ...] = ()
     kept_whole: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    judged: tuple[Judged, ...] = ()
+
+    @property
+    def usable(self) -> bool | None:
+        """Whether the network gives at least half of the original's answers (or half of its outputs' standard deviation, where
+        it gives no classes) on images held out, as `transform` left it; None where there were no images.
+        """
+        kept = [each for each in self.judged if each.kept]
+        if not kept:
+            return None
+        return kept[-1].output_error <= 0.5 if kept[-1].agreement is None else kept[-1].agreement >= 0.5
 
     @property
     def macs_before(self) -> int:
@@ -84,6 +96,8 @@ class Summary:
             "input_shape": list(self.input_shape),
             "input_assumed": self.input_assumed,
             "not_counted": list(self.hidden),
+            "judged": [asdict(each) for each in self.judged],
+            "usable": self.usable,
         }
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -128,7 +142,8 @@ class Summary:
         size, prefix = unit_for(max(self.macs_before, total.macs))
         assumed = " (assumed: pass example_inputs= for another)" if self.input_assumed else ""
         return (
-            f"{hidden}{errors}input {shape}{assumed}\n"
+            f"{hidden}{errors}{_as_judged(self.judged)}{'' if self.usable in (None, True) else _remedy(self.judged)}"
+            f"input {shape}{assumed}\n"
             f"MACs {_change(self.macs_before / size, total.macs / size)} {prefix} ({total.macs / max(self.macs_before, 1):.0%})\n"
             f"BOPs {amount(total.bops)} ({total.bops / max(float_bops, 1):.1%} of the network in one piece at 32 bits)\n"
             f"parameters {total.parameters:,}, weights {bytes_as_text(total.total_weight_bits / 8)}"
@@ -156,12 +171,34 @@ def summary(graph: GraphModule, show: bool = True) -> Summary:
     whole = tuple(f"{path} ({kind})" for path, kind in kept_whole(graph).items() if path not in hidden)
     shape = shape_of(placeholders(graph)[0])
     notes = tuple(graph.meta.get(NOTES, ()))
-    result = Summary(rows, total, shape, bool(graph.meta.get(ASSUMED)), hidden, whole, notes)
+    judged = tuple(each for each in records if isinstance(each, Judged))
+    result = Summary(rows, total, shape, bool(graph.meta.get(ASSUMED)), hidden, whole, notes, judged)
     if show:
         from rich.console import Console
 
         Console().print(result)
     return result
+
+
+def _as_judged(judged: tuple[Judged, ...]) -> str:
+    """How far off the outputs were on images held out, a line for each step."""
+    if not judged:
+        return ""
+    lines = [f"outputs beside the original's, as transform left them, on {judged[0].images} images held out"]
+    for each in judged:
+        answers = "" if each.agreement is None else f", {each.agreement:.0%} of the answers the same"
+        taken_back = "" if each.kept else "; worse, taken back"
+        lines.append(f"  {each.step}: {each.output_error:.0%} off{answers}{taken_back}")
+    return "\n".join([*lines, ""])
+
+
+def _remedy(judged: tuple[Judged, ...]) -> str:
+    """What to do about a network that is not usable, the quickest first of what was not done yet."""
+    done = {each.step for each in judged}
+    steps = [] if "rounded" in done else ['recover="round" (seconds)']
+    steps += [] if "reconstructed" in done else ['recover="reconstruct" (minutes)']
+    steps += ["fxfactor.finetune", "more bits, a lower level or width=2"]
+    return f"[bold red]not usable as it is[/]; try {', then '.join(steps)}\n"
 
 
 def _row(site: Site, total: Cost, change: Change | None, reason: str) -> SiteSummary:

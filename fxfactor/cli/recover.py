@@ -175,6 +175,17 @@ def finetune(
             metavar="fixed|updated",
         ),
     ] = "fixed",
+    weight_limits: Annotated[
+        str,
+        typer.Option(
+            parser=parse_one_of("learned", "largest"),
+            help="Range of each channel's weights: learned, or the largest of them.",
+            metavar="learned|largest",
+        ),
+    ] = "learned",
+    learn_thresholds: Annotated[
+        bool, typer.Option("--learn-thresholds", help="Train the thresholds of activations too; they cost nothing.")
+    ] = False,
     precision: Precision = "float32",
     batch_size: BatchSize = 64,
     seed: Annotated[int, typer.Option(min=0, help="Order of the images.")] = 0,
@@ -209,6 +220,7 @@ def finetune(
     loader = Shuffled(read_labelled(images, pictures, batch_size, "training set"))
     naming = Naming(model, trust_source, weights, pretrained, device).settled(folder)
     network = naming.load(folder)
+    network = fxfactor.passes.LearnThresholds()(network).graph if learn_thresholds else network
     teacher = naming.original_of(folder) if weights is not None or pretrained else None
     if teacher is None:
         note("without --weights or --pretrained there is no teacher: training on the labels alone")
@@ -225,6 +237,7 @@ def finetune(
             label_weight=label_weight,
             augment=fxfactor.flip_and_shift if augment else None,
             batch_norm=cast(Any, batch_norm),
+            weight_limits=cast(Any, weight_limits),
             precision=cast(Any, precision),
             seed=seed,
             checkpoint=checkpoint,

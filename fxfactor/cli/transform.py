@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -30,6 +30,9 @@ from fxfactor.cli.options import (
 )
 from fxfactor.cli.output import Json, note, show_json, suggest, working
 from fxfactor.files import require_place_for_file
+
+if TYPE_CHECKING:
+    from fxfactor.recovery.guarded import Recover
 
 
 def transform(
@@ -62,11 +65,19 @@ def transform(
     std: Std = None,
     max_images: MaxImages = None,
     round_weights: Annotated[
-        bool, typer.Option("--round", help="Round the weights for the outputs, not to the nearest level: seconds.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--round/--no-round",
+            help="Round the weights for the outputs, not to the nearest level: seconds. Done below 8 bits if nothing is said.",
+        ),
+    ] = None,
     reconstruct: Annotated[
         int | None,
-        typer.Option(min=1, help="Steps that bring each block's outputs to the original's: minutes.", metavar="STEPS"),
+        typer.Option(
+            min=1,
+            help="Round, then bring each block's outputs to the original's in so many steps: minutes.",
+            metavar="STEPS",
+        ),
     ] = None,
     precision: Precision = "float32",
     device: Device = None,
@@ -87,7 +98,7 @@ def transform(
 
       fxfactor transform torchvision:resnet18 --plan plan.json --weights mine.pth
 
-      fxfactor transform my.nets:small -l 3 -b 4 --calibration train.npy --round --reconstruct 1000 -o small-l3
+      fxfactor transform my.nets:small -l 3 -b 4 --calibration train.npy --reconstruct 1000 -o small-l3
     """
     import fxfactor
     from fxfactor.cli.images import read_images
@@ -97,6 +108,8 @@ def transform(
 
     if calibration is None and (round_weights or reconstruct is not None):
         raise typer.BadParameter("--round and --reconstruct need images: give --calibration PATH")
+    if reconstruct is not None and round_weights is False:
+        raise typer.BadParameter("--reconstruct rounds the weights first: leave out --no-round")
     wanted = _wanted_bits(bits, weight_bits, activation_bits)
     if plan is not None and (level is not None or wanted is not None or width != 1):
         raise typer.BadParameter("give --plan, or --level, --bits and --width, not both")
@@ -115,12 +128,10 @@ def transform(
             keep=tuple(keep or ()),
             example_inputs=example_of(input_size, model),
             calibration=images,
+            recover=_recovery(round_weights, reconstruct),
+            steps=reconstruct or 1000,
             precision=cast(Any, precision),
         )
-    if images is not None and round_weights:
-        fxfactor.round_weights(model, qmodel, images)
-    if images is not None and reconstruct is not None:
-        fxfactor.reconstruct(model, qmodel, images, steps=reconstruct, precision=cast(Any, precision))
     found = fxfactor.summary(qmodel, show=not as_json)
     if as_json:
         show_json(found.to_dict())
@@ -128,6 +139,12 @@ def transform(
         fxfactor.save(qmodel, output, source=source)
         own = None if source.startswith(("torchvision:", "timm:")) else source
         suggest(f"saved in {output}", "export", output, f"{output}.onnx", model=own)
+
+
+def _recovery(round_weights: bool | None, reconstruct: int | None) -> Recover | None:
+    if reconstruct is not None:
+        return "reconstruct"
+    return None if round_weights is None else "round" if round_weights else "none"
 
 
 def plan(

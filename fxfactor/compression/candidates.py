@@ -84,7 +84,7 @@ class Candidates:
         """Make a network, or train it on; then measure and estimate it."""
         plan = Plan.from_json(task.plan)
         if task.stage == 0:
-            network = transform(self.model, plan=plan, calibration=self.batches)
+            network = transform(self.model, plan=plan, calibration=self.batches, recover="none")
             round_weights(self.model, network, self.batches)
         else:
             network = load(self.place(task.name, task.stage - 1), self.model)

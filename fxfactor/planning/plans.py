@@ -150,7 +150,7 @@ def distance(model: nn.Module, plan: Plan, batches: Sequence[Tensor]) -> float:
     """
     images = torch.cat(list(batches))
     fit, judge = images.split((len(images) + 1) // 2)
-    made = freeze(transform(model, plan=plan, calibration=fit.split(len(batches[0]))))
+    made = freeze(transform(model, plan=plan, calibration=fit.split(len(batches[0])), recover="none"))
     original, total = capture(model, images[:1]).eval(), 0.0
     with torch.no_grad():
         for part in judge.split(len(batches[0])):

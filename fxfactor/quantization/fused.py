@@ -29,7 +29,7 @@ from fxfactor.arguments import checked
 from fxfactor.graph.questions import is_quantizer
 from fxfactor.quantization.brevitas_layers import is_quantized_layer
 
-_SMALLEST = 1e-10  # of a range, as in Brevitas
+SMALLEST = 1e-10  # of a range, as in Brevitas
 
 
 class _RoundActivations(torch.autograd.Function):
@@ -40,7 +40,7 @@ class _RoundActivations(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, limit: Tensor, levels: int, low: int, high: int, rectified: bool) -> Tensor:
-        scale = limit.abs().clamp_min_(_SMALLEST).div_(levels)
+        scale = limit.abs().clamp_min_(SMALLEST).div_(levels)
         rounded = x.div(scale).round_().clamp_(low, high).mul_(scale)
         ctx.save_for_backward(x, rounded, limit, scale)
         ctx.settings = levels, 0.0 if rectified else low - 0.5, high + 0.5
@@ -67,7 +67,7 @@ class _RoundWeights(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, high: int) -> Tensor:
         rows = weight.flatten(1)
         largest, at = rows.abs().max(1, keepdim=True)
-        scale = largest.clamp_min_(_SMALLEST).div_(high)
+        scale = largest.clamp_min_(SMALLEST).div_(high)
         levels = rows / scale
         rounded = levels.round().clamp_(-high, high)
         ctx.save_for_backward(rounded - levels, rows.gather(1, at).sign_(), at)
@@ -120,10 +120,16 @@ def _fused_forward(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
         low, high = int(quantizer.int_quant.min_int(bits)), int(quantizer.int_quant.max_int(bits))
         levels = int(quantizer.int_scaling_impl(bits))
         return partial(_activations, module, levels, low, high, isinstance(module, qnn.QuantReLU))
-    if is_quantized_layer(module) and _can_fuse_weights(module):
-        quantizer = cast(Any, module).weight_quant.tensor_quant
-        return partial(_layer, module, int(quantizer.int_quant.max_int(quantizer.msb_clamp_bit_width_impl())))
-    return None
+    last = highest_level(module) if is_quantized_layer(module) else None
+    return None if last is None else partial(_layer, module, last)
+
+
+def highest_level(layer: nn.Module) -> int | None:
+    """The last level of the weights of a Brevitas layer that can be fused: 7 at 4 bits. None where it can't."""
+    if not _can_fuse_weights(layer):
+        return None
+    quantizer = cast(Any, layer).weight_quant.tensor_quant
+    return int(quantizer.int_quant.max_int(quantizer.msb_clamp_bit_width_impl()))
 
 
 def _tensor_quant(quantizer: nn.Module) -> Any:
@@ -136,7 +142,12 @@ def _activations(quantizer: nn.Module, levels: int, low: int, high: int, rectifi
 
 
 def _layer(layer: Any, high: int, x: Tensor) -> Tensor:
-    return cast(Tensor, layer.inner_forward_impl(x, _RoundWeights.apply(layer.weight, high), layer.bias))
+    return with_weight(layer, x, cast(Tensor, _RoundWeights.apply(layer.weight, high)))
+
+
+def with_weight(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+    """The output of a Brevitas layer with `weight` as it is in place of its own, rounded."""
+    return cast(Tensor, cast(Any, layer).inner_forward_impl(x, weight, layer.bias))
 
 
 def _can_fuse_activations(quantizer: Any) -> bool:

@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Sized
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,8 +31,10 @@ from fxfactor.graph.capture import as_graph
 from fxfactor.graph.mixed_precision import Precision, computing_in, require_precision
 from fxfactor.graph.questions import is_quantizer
 from fxfactor.graph.watching import inputs_of, modes_kept, not_empty
+from fxfactor.pipeline import forget_judged
 from fxfactor.progress import track
 from fxfactor.quantization.fused import fused_quantizers
+from fxfactor.quantization.weight_limits import learned_weight_limits
 from fxfactor.recovery.blocks import Matching, batch_norms, channels_last, cosine
 from fxfactor.recovery.reconstruct import Augment
 
@@ -39,6 +42,9 @@ _CHECKPOINT = "checkpoint.safetensors"
 
 BatchNorms = Literal["fixed", "updated"]
 """Whether batch norms keep the statistics they have, or take those of every batch and learn new ones."""
+
+WeightLimits = Literal["largest", "learned"]
+"""Whether the range of a channel's weights is the largest of them, or clips where the training finds it best."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,7 @@ def finetune(
     label_weight: float = 0.0,
     augment: Augment | None = None,
     batch_norm: BatchNorms = "fixed",
+    weight_limits: WeightLimits = "learned",
     precision: Precision = "float32",
     seed: int = 0,
     checkpoint: str | Path | None = None,
@@ -74,7 +81,9 @@ def finetune(
 
     loader: batches (images, labels), or images alone where no label is needed; its order is fixed by `seed`. augment:
     `(images, generator) → images`, such as `fxfactor.flip_and_shift`. batch_norm: "fixed" keeps the statistics, to which rounded
-    weights were fitted; "updated" takes those of each batch, as the original was trained. precision: "bfloat16" computes
+    weights were fitted; "updated" takes those of each batch, as the original was trained. weight_limits: "learned" trains the
+    range of each output channel's weights too (`fxfactor.quantization.weight_limits`) and leaves weights that are rounded;
+    "largest" keeps the range up to the largest weight. precision: "bfloat16" computes
     convolutions and linear layers in that (torch.autocast), which is faster on GPUs that have it. checkpoint: a folder; the state
     is kept there after every epoch, and a run that finds one goes on from it, to the same result up to rounding.
 
@@ -84,16 +93,21 @@ def finetune(
     Raises PreconditionError on an empty loader, missing labels, settings out of range and a checkpoint of another run;
     FxfactorError where the loss is no longer finite.
     """
-    _require_settings(epochs, learning_rate, teacher, label_weight, batch_norm)
+    _require_settings(epochs, learning_rate, teacher, label_weight)
+    _require_one_of("batch_norm", batch_norm, get_args(BatchNorms))
+    _require_one_of("weight_limits", weight_limits, get_args(WeightLimits))
     require_precision(precision)
     label_weight = 1.0 if teacher is None else label_weight
     task: nn.Module = _Objective(model, None if teacher is None else as_graph(teacher, model), label_weight)
     rng = torch.random.fork_rng(devices=[])
-    with modes_kept(model), channels_last(model), fused_quantizers(model), rng, torch.enable_grad():
+    forget_judged(model)
+    limits = learned_weight_limits(model) if weight_limits == "learned" else nullcontext()
+    with modes_kept(model), channels_last(model), limits, fused_quantizers(model), rng, torch.enable_grad():
         settings: dict[str, Any] = {
             "epochs": epochs,
             "learning_rate": learning_rate,
             "batch_norm": batch_norm,
+            "weight_limits": weight_limits,
             "seed": seed,
         }
         settings |= {} if precision == "float32" else {"precision": precision}  # older checkpoints have none
@@ -261,9 +275,7 @@ def _finite(loss: float, epoch: int, step: int) -> float:
     return loss
 
 
-def _require_settings(
-    epochs: int, learning_rate: float, teacher: nn.Module | None, label_weight: float, batch_norm: str
-) -> None:
+def _require_settings(epochs: int, learning_rate: float, teacher: nn.Module | None, label_weight: float) -> None:
     if epochs < 1 or not 0 < learning_rate < math.inf or not 0 <= label_weight < math.inf:
         raise PreconditionError(
             "fine-tuning needs epochs ≥ 1, learning_rate > 0 and label_weight ≥ 0, found "
@@ -273,5 +285,9 @@ def _require_settings(
         raise PreconditionError(
             f"teacher must be the network that was transformed, found {type(teacher).__name__}; pass teacher=model"
         )
-    if batch_norm not in get_args(BatchNorms):
-        raise PreconditionError(f'batch_norm must be "fixed" or "updated", found {batch_norm!r}')
+
+
+def _require_one_of(name: str, found: str, allowed: tuple[str, ...]) -> None:
+    if found not in allowed:
+        names = " or ".join(f'"{each}"' for each in allowed)
+        raise PreconditionError(f"{name} must be {names}, found {found!r}")

@@ -25,6 +25,7 @@ from fxfactor.errors import PreconditionError
 from fxfactor.graph.capture import as_graph
 from fxfactor.graph.mixed_precision import Precision, computing_in, require_precision
 from fxfactor.graph.watching import evaluating, images_of
+from fxfactor.pipeline import forget_judged
 from fxfactor.progress import track
 from fxfactor.quantization.fused import fused_quantizers
 from fxfactor.recovery.augment import flip_shift_and_cut
@@ -79,6 +80,7 @@ def reconstruct(
     require_precision(precision)
     images = _all_images(batches, next(graph.parameters()))
     original = as_graph(original, graph)
+    forget_judged(graph)
     train = partial(_train, original, batch_size=batch_size, augment=augment, precision=precision, seed=seed)
     if learning_rate is None:
         learning_rate = _best_rate(train, original, graph, images, max(1, steps // 12))

@@ -32,6 +32,7 @@ from fxfactor.factors.weights import split_originals
 from fxfactor.graph.capture import as_graph
 from fxfactor.graph.questions import TRANSPOSED, Site, batch_norm_behind, layers, sites
 from fxfactor.graph.watching import evaluating, images_of
+from fxfactor.pipeline import forget_judged
 from fxfactor.progress import track
 from fxfactor.quantization.brevitas_layers import is_quantized_layer
 
@@ -83,13 +84,14 @@ def round_weights(
     images = images_of(batches, "rounding")
     todo: dict[nn.Module, list[Node]] = {}
     for node, layer in layers(qmodel):
-        if _can_round(layer):
+        if can_round(layer):
             todo.setdefault(layer, []).append(node)
     if not todo:
         raise PreconditionError(
             "rounding needs Brevitas convolutions or linear layers, found none; quantize first, with bits= or passes.Quantize"
         )
     original = as_graph(original, qmodel)
+    forget_judged(qmodel)
     walks = Lockstep(original, images, memory_limit), Lockstep(qmodel, images, memory_limit)
     twins = _twins(sites(original), sites(qmodel))
     with evaluating(qmodel):
@@ -98,7 +100,8 @@ def round_weights(
         ]
 
 
-def _can_round(layer: nn.Module) -> bool:
+def can_round(layer: nn.Module) -> bool:
+    """Whether `round_weights` rounds this layer: a Brevitas one that is not transposed."""
     return is_quantized_layer(layer) and not isinstance(layer, TRANSPOSED)
 
 

@@ -20,8 +20,10 @@ from fxfactor.errors import PreconditionError
 from fxfactor.files import new_folder, recover, require_place_for_folder
 from fxfactor.graph.capture import ASSUMED, capture
 from fxfactor.graph.questions import is_quantizer, placeholders, shape_of
-from fxfactor.pipeline import HISTORY, Change, Pipeline, Skip
+from fxfactor.passes.learn_thresholds import LEARNED, LearnThresholds
+from fxfactor.pipeline import HISTORY, Change, Judged, Pipeline, Skip
 from fxfactor.plan.plan import Plan
+from fxfactor.plan_passes import plan_passes
 from fxfactor.quantization.brevitas_layers import bits_of
 
 WEIGHTS, PLAN, ABOUT = "model.safetensors", "plan.json", "fxfactor"
@@ -50,6 +52,7 @@ def save(qmodel: GraphModule, folder: str | Path, source: str | None = None) -> 
         "input_assumed": bool(qmodel.meta.get(ASSUMED)),
         "input_shapes": [list(shape_of(node)) for node in placeholders(qmodel)],
         "bits": _bits(qmodel),
+        "learned_thresholds": [list(settings) for settings in qmodel.meta.get(LEARNED, ())],
         "history": [{"kind": type(record).__name__, **asdict(record)} for record in qmodel.meta.get(HISTORY, ())],
     }
     with new_folder(folder, SAVING, marker=PLAN) as new:
@@ -66,8 +69,6 @@ def load(folder: str | Path, model: nn.Module) -> GraphModule:
     `model` may also be a graph that your own pipeline has transformed already: then only the weights are read.
     Raises PreconditionError where the folder is not one of ours or is damaged, or does not fit `model`.
     """
-    from fxfactor.recipe import plan_passes
-
     about = read_about(folder)
     state = _read_weights(Path(folder) / WEIGHTS)
     if isinstance(model, GraphModule) and HISTORY in model.meta:
@@ -78,7 +79,8 @@ def load(folder: str | Path, model: nn.Module) -> GraphModule:
         inputs = tuple(torch.zeros(shape).to(like) for shape in about["input_shapes"])
         captured = capture(model, inputs, compare=False)
         plan.require_fits(captured)
-        graph = Pipeline(*plan_passes(plan, fit=False))(captured).graph
+        curves = tuple(LearnThresholds(*settings) for settings in about["learned_thresholds"])
+        graph = Pipeline(*plan_passes(plan, fit=False), *curves)(captured).graph
         if about["bits"] is not None:
             _require_bits(about["bits"], graph, folder)
         graph.meta[ASSUMED] = about["input_assumed"]
@@ -95,7 +97,7 @@ def load(folder: str | Path, model: nn.Module) -> GraphModule:
 
 
 def read_about(folder: str | Path) -> dict[str, Any]:
-    """What `save` noted beside the weights: source, input_assumed, input_shapes, bits, history.
+    """What `save` noted beside the weights: source, input_assumed, input_shapes, bits, learned_thresholds, history.
 
     Nothing that it names is imported. Raises PreconditionError where the folder is not one of ours or is damaged.
     """
@@ -115,9 +117,13 @@ def read_about(folder: str | Path) -> dict[str, Any]:
     if text is None:
         raise PreconditionError(f"{str(path)!r} was not written by fxfactor.save; pass a folder that was")
     try:
-        about = {"bits": None, **json.loads(text)}  # which folders of earlier versions do not tell
+        about = {
+            "bits": None,
+            "learned_thresholds": [],
+            **json.loads(text),
+        }  # which folders of earlier versions do not tell
         _require_sound(about)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, PreconditionError) as error:
         raise PreconditionError(
             f"the notes in {str(path)!r} are damaged ({type(error).__name__}: {error}); save the network again"
         ) from error
@@ -126,6 +132,9 @@ def read_about(folder: str | Path) -> dict[str, Any]:
 
 MOST_ELEMENTS = 2**27
 """Numbers in one input of a saved network: 512 MiB in float32."""
+
+MOST_RUNS = 8
+"""Runs of passes.LearnThresholds; one for each number of bits would be seven."""
 
 
 def _require_sound(about: dict[str, Any]) -> None:
@@ -142,12 +151,23 @@ def _require_sound(about: dict[str, Any]) -> None:
             raise ValueError(f"an input of shape {shape} has more than {MOST_ELEMENTS:,} numbers")
     if about["bits"] is not None and not all(bits is None or type(bits) is int for bits in about["bits"].values()):
         raise ValueError("bits must be ints or null")
+    if len(about["learned_thresholds"]) > MOST_RUNS:
+        raise ValueError(
+            f"learned_thresholds must be at most {MOST_RUNS} pairs, found {len(about['learned_thresholds'])}"
+        )
+    for settings in about["learned_thresholds"]:
+        LearnThresholds(*settings)
     for entry in about["history"]:
         record = asdict(_record(entry))
-        texts = [record["site"], *record.get("into", ()), record.get("reason", "")]
+        texts = [record.get("site", record.get("step")), *record.get("into", ()), record.get("reason", "")]
         if not all(isinstance(text, str) and text.isprintable() for text in texts):
             raise ValueError(f"the history must be printable text, found {entry!r}")
-        if not all(isinstance(record.get(name), float | int | None) for name in ("relative_error", "output_error")):
+        numbers = ("relative_error", "output_error", "agreement", "images", "kept")
+        wanted = float | int if entry["kind"] == "Judged" else float | int | None
+        if not all(
+            isinstance(record.get(name, 0), wanted if name == "output_error" else float | int | None)
+            for name in numbers
+        ):
             raise ValueError(f"errors in the history must be numbers, found {entry!r}")
 
 
@@ -199,10 +219,12 @@ def _name(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _record(entry: dict[str, Any]) -> Change | Skip:
+def _record(entry: dict[str, Any]) -> Change | Skip | Judged:
     fields = {key: value for key, value in entry.items() if key != "kind"}
     if entry["kind"] == "Change":
         return Change(**{**fields, "into": tuple(fields["into"])})
     if entry["kind"] == "Skip":
         return Skip(**fields)
-    raise ValueError(f"a record must be a Change or a Skip, found {entry['kind']!r}")
+    if entry["kind"] == "Judged":
+        return Judged(**fields)
+    raise ValueError(f"a record must be a Change, a Skip or a Judged, found {entry['kind']!r}")

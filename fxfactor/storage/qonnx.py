@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from fxfactor.arguments import checked
 from fxfactor.errors import ExportError, PreconditionError
 from fxfactor.files import new_file
+from fxfactor.graph import put_module
 from fxfactor.graph.compare import random_inputs, relative_difference
 from fxfactor.graph.example_inputs import as_tuple
 from fxfactor.graph.normal_form import finish
@@ -28,6 +29,7 @@ from fxfactor.graph.tracing import is_random_drop, silent
 from fxfactor.graph.watching import record
 from fxfactor.passes.legalize_for_finn import LegalizeForFinn
 from fxfactor.pipeline import Pipeline
+from fxfactor.quantization.threshold_curve import ThresholdCurve
 from fxfactor.storage.onnx_names import MARK, record_sites
 
 if TYPE_CHECKING:
@@ -100,13 +102,15 @@ def _floats(inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:
 
 
 def _frozen(qmodel: GraphModule) -> GraphModule:
-    """A float32 copy on the CPU in eval mode, without what only works in training."""
+    """A float32 copy on the CPU in eval mode, without what only works in training, and in operations that ONNX has."""
     graph = copy.deepcopy(qmodel).eval().cpu().float()
     for node in list(graph.graph.nodes):
         module = module_of(node)
         if module is not None and is_random_drop(module):
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
+        elif isinstance(module, ThresholdCurve):
+            put_module(graph, str(node.target), module.as_chain())
     return finish(graph)
 
 

@@ -31,7 +31,7 @@ def images(count: int = 32, seed: int = 0) -> Tensor:
 def quantized(level: Any = 0, bits: int = 3) -> tuple[nn.Module, Any]:
     torch.manual_seed(0)
     model = randomized(ResidualNet())
-    return model, transform(model, level=level, bits=bits, calibration=[images()])
+    return model, transform(model, level=level, bits=bits, calibration=[images()], recover="none")
 
 
 def difference(model: nn.Module, graph: nn.Module, x: Tensor) -> float:
@@ -117,7 +117,7 @@ def test_no_channel_gets_worse_than_with_the_nearest_levels():
     model, x = nn.Sequential(nn.Conv2d(3, 64, 2, bias=False)).eval(), torch.randn(4, 3, 8, 8)
     for bits in (3, 4):
         plan = Plan.uniform(fxfactor.capture(model, x[:1]), 0, bits, 8, boundary_bits=bits)
-        graph = transform(model, plan=plan, calibration=[x])
+        graph = transform(model, plan=plan, calibration=[x], recover="none")
         with torch.no_grad():
             before = (graph(x) - model(x)).square().mean((0, 2, 3))
             round_weights(model, graph, [x], ridge=1e-9)
@@ -135,7 +135,7 @@ def test_a_weight_that_stands_out_and_matters_little_is_clipped():
     x = torch.randn(8, 8, 6, 6)
     x[:, 0] *= 1e-3
     plan = Plan.uniform(fxfactor.capture(model, x[:1]), 0, 3, 8, boundary_bits=3)
-    (rounded,) = round_weights(model, transform(model, plan=plan, calibration=[x]), [x], ridge=1e-3)
+    (rounded,) = round_weights(model, transform(model, plan=plan, calibration=[x], recover="none"), [x], ridge=1e-3)
     assert rounded.output_error < 0.5 * rounded.nearest_error
 
 
@@ -163,7 +163,7 @@ def test_channels_that_are_always_zero_are_survived():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.Conv2d(8, 4, 1))
     nn.init.constant_(model[0].bias[:4].data, -1000.0)
     nn.init.zeros_(model[4].weight.data[0])
-    graph = transform(model.eval(), bits=4, calibration=[images()])
+    graph = transform(model.eval(), bits=4, calibration=[images()], recover="none")
     round_weights(model, graph, [images()])
     assert graph(images()).isfinite().all()
 

@@ -101,7 +101,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "an input for another network": (_about(_set("input_shapes", [[1, 5, 8, 8]])), "example inputs"),
     "a flag that is text": (_about(_set("input_assumed", "yes")), "input_assumed must be true or false"),
     "a history without kinds": (_about(_set("history", [{"site": "2"}])), "KeyError: 'kind'"),
-    "a history of another kind": (_about(_set("history", [{"kind": "Path"}])), "must be a Change or a Skip"),
+    "a history of another kind": (_about(_set("history", [{"kind": "Path"}])), "must be a Change, a Skip or a Judged"),
     "a history with more fields": (
         _about(_set("history", [{"kind": "Skip", "site": "2", "reason": "", "more": 1}])),
         "TypeError",
@@ -114,6 +114,22 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         _about(_set("history", [{"kind": "Change", "site": "2", "into": [], "relative_error": "a"}])),
         "must be numbers",
     ),
+    "a judgement without its error": (
+        _about(
+            _set("history", [{"kind": "Judged", "step": "rounded", "output_error": None, "agreement": 1, "images": 1}])
+        ),
+        "must be numbers",
+    ),
+    "a judgement with terminal codes": (
+        _about(
+            _set("history", [{"kind": "Judged", "step": "\x1b[2J", "output_error": 1, "agreement": 1, "images": 1}])
+        ),
+        "printable text",
+    ),
+    "curves of a million pieces": (_about(_set("learned_thresholds", [[1_000_000, 4]])), "must be an int from 2 to 32"),
+    "curves of text": (_about(_set("learned_thresholds", ["ab"])), "must be an int from 2 to 32"),
+    "curves a thousand times": (_about(_set("learned_thresholds", [[4, 4]] * 1000)), "at most 8 pairs"),
+    "curves that the weights do not have": (_about(_set("learned_thresholds", [[4, 4]])), "do not fit"),
     "a weight of NaN": (_fill(float("nan")), "has values that are not finite"),
     "a weight of infinity": (_fill(float("inf")), "has values that are not finite"),
     "weights of int8": (
