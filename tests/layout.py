@@ -37,6 +37,15 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
         "what options say is seen where commands take them",
     ),
     "fxfactor/plan_passes.py": ("tests/test_recipe.py", "what transform makes of a plan"),
+    "fxfactor/graph/differences.py": (
+        "tests/graph/test_faithful.py",
+        "what differs, and where, as a comparison tells it",
+    ),
+    "fxfactor/graph/faithful_in_training.py": ("tests/graph/test_faithful.py", "the other half of the comparison"),
+    "fxfactor/graph/other_inputs.py": (
+        "tests/graph/test_faithful.py tests/graph/test_guards.py",
+        "a size that was frozen is found by them",
+    ),
     "fxfactor/finn/comparison_result.py": ("tests/finn/test_comparison.py", "what a comparison shows"),
     "fxfactor/compression/run.py": ("tests/compression/test_compress.py", "what happens in a call of compress"),
     "fxfactor/compression/state_file.py": (

@@ -20,9 +20,10 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
 from fxfactor.errors import CaptureError, GraphError, PreconditionError
+from fxfactor.graph.differences import Verdict, first_line
 from fxfactor.graph.example_inputs import accepted, as_tuple, candidates, cannot_infer, runs, why_not
-from fxfactor.graph.faithful import Verdict, evaluate, first_line, has_its_mode_baked_in
 from fxfactor.graph.faithful import compare as compared
+from fxfactor.graph.faithful import evaluate, has_its_mode_baked_in
 from fxfactor.graph.guards import fix_shapes
 from fxfactor.graph.lifting import COMPUTED
 from fxfactor.graph.normal_form import check_graph, finish, restore_training

@@ -8,12 +8,16 @@ again a quantizer of the same bits with thresholds of its own: Nonuniform-to-Uni
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+_CHUNK = 1 << 16
+"""Elements that are worked on at a time on a CPU: they and what is computed from them stay in its cache."""
 
 
 class _Pieces(torch.autograd.Function):
@@ -22,30 +26,49 @@ class _Pieces(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, shift: Tensor, knots: Tensor, slopes: Tensor) -> Tensor:
         ctx.save_for_backward(x, knots, slopes)
-        y = torch.addcmul(shift, x, slopes[0])
-        for knot, bend in zip(knots, slopes.diff(), strict=True):
-            y.addcmul_((x - knot).relu_(), bend)
+        y = torch.empty_like(x)
+        bends = list(zip(knots.tolist(), slopes.diff().tolist(), strict=True))
+        for part, out in _chunks(x, y):
+            torch.mul(part, slopes[0], out=out).add_(shift)
+            beyond = torch.empty_like(part)
+            for knot, bend in bends:
+                out.add_(torch.sub(part, knot, out=beyond).relu_(), alpha=bend)
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        (gradient,) = gradients
         x, knots, slopes = ctx.saved_tensors
+        gradient = gradients[0]
+        if gradient.stride() != x.stride():
+            gradient = torch.empty_like(x).copy_(gradient)
+        of_x = torch.empty_like(x)
         bends = slopes.diff()
-        of_x, of_shift, of_base = gradient * slopes[0], gradient.sum(), _dot(gradient, x)
-        of_knots, of_bends = [], []
-        for knot, bend in zip(knots, bends, strict=True):
-            beyond = gradient * (x > knot)
-            total = beyond.sum()
-            of_bends.append(_dot(beyond, x) - knot * total)
-            of_knots.append(-bend * total)
-            of_x.addcmul_(beyond, bend)
-        steps = torch.stack([of_base, *of_bends])
-        return of_x, of_shift, torch.stack(of_knots), steps - F.pad(steps[1:], (0, 1))
+        listed = list(zip(knots.tolist(), bends.tolist(), strict=True))
+        sums = x.new_zeros(len(slopes), 2)  # of the gradient and of gradient · x: everywhere, and beyond each knot
+        for part, given, out in _chunks(x, gradient, of_x):
+            torch.mul(given, slopes[0], out=out)
+            found = [given.sum(), torch.dot(given, part)]
+            beyond = torch.empty_like(part)
+            for knot, bend in listed:
+                torch.ops.aten.threshold_backward.grad_input(given, part, knot, grad_input=beyond)
+                found += [beyond.sum(), torch.dot(beyond, part)]
+                out.add_(beyond, alpha=bend)
+            sums += torch.stack(found).reshape(sums.shape)
+        total, with_x = sums.unbind(1)
+        steps = torch.cat([with_x[:1], with_x[1:] - knots * total[1:]])
+        return of_x, total[0], -bends * total[1:], steps - F.pad(steps[1:], (0, 1))
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum()
+def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Views of a part of each tensor, of one shape and one order in memory, one after the other."""
+    flat = [_in_memory_order(each) for each in tensors]
+    size = _CHUNK if flat[0].device.type == "cpu" else max(1, len(flat[0]))
+    return zip(*(each.split(size) for each in flat), strict=True)
+
+
+def _in_memory_order(x: Tensor) -> Tensor:
+    """A view of a dense tensor with one dimension, its elements in the order of memory."""
+    return x.as_strided((x.numel(),), (1,))
 
 
 class ThresholdCurve(nn.Module):
@@ -64,7 +87,7 @@ class ThresholdCurve(nn.Module):
         """Any shape in, the same out."""
         knots, slopes = self._curve()
         shift = -(slopes.diff() * (-knots).relu()).sum()  # f(0) = 0
-        return cast(Tensor, _Pieces.apply(x, shift, knots, slopes))
+        return cast(Tensor, _Pieces.apply(_dense(x.to(knots.dtype)), shift, knots, slopes))
 
     def _curve(self) -> tuple[Tensor, Tensor]:
         """Knots in rising order, also where training has let one overtake another, and slopes."""
@@ -83,6 +106,12 @@ class ThresholdCurve(nn.Module):
             at, zero = (_bend(each - knot, ratio) for each in (at, zero))
         bent.append(_Scale(slopes[-1])).append(_Shift(-zero * slopes[-1]))
         return bent.to(cast(Tensor, self.knots).dtype)
+
+
+def _dense(x: Tensor) -> Tensor:
+    """The tensor, or a copy of it where its elements do not lie side by side."""
+    dense = x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
+    return x if dense else x.contiguous()
 
 
 def _bend(x: Tensor, ratio: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ import torch
 from cli_helpers import SMALL, run
 
 import fxfactor
+from fxfactor.quantization.brevitas_layers import is_quantized_layer
+from fxfactor.quantization.threshold_curve import ThresholdCurve
 
 NET = SMALL[0]
 
@@ -62,6 +64,27 @@ def test_without_weights_the_labels_teach(trained: Path, capsys: pytest.CaptureF
     capsys.readouterr()
     assert run("finetune", "net", "--model", NET, "--images", "set.npz", "--epochs", "1", "-o", "tuned") == 0
     assert "there is no teacher: training on the labels alone" in capsys.readouterr().err
+
+
+def test_thresholds_are_trained_where_asked_for(trained: Path) -> None:
+    train = ["finetune", "net", "--model", NET, "--weights", "w.pth", "--images", "set.npz", "--epochs", "1"]
+    assert run(*train, "--learn-thresholds", "-o", "tuned") == 0
+    model = sys.modules["cli_nets"].small()
+    bends = [module for module in fxfactor.load("tuned", model).modules() if isinstance(module, ThresholdCurve)]
+    assert bends
+    assert all(bool(bend.log_slopes.abs().max() > 0) for bend in bends)
+    assert run("finetune", "tuned", *train[2:], "--learn-thresholds", "-o", "tuned-on") == 0
+    assert len(fxfactor.load("tuned-on", model).state_dict()) == len(fxfactor.load("tuned", model).state_dict())
+
+
+@pytest.mark.parametrize("limits", ["learned", "largest"])
+def test_weights_end_on_their_levels_where_their_limits_are_learned(trained: Path, limits: str) -> None:
+    train = ["finetune", "net", "--model", NET, "--weights", "w.pth", "--images", "set.npz", "--epochs", "1"]
+    assert run(*train, "--weight-limits", limits, "-o", "tuned") == 0
+    tuned = fxfactor.load("tuned", sys.modules["cli_nets"].small())
+    layers = [module for module in tuned.modules() if is_quantized_layer(module)]
+    rounded = [torch.allclose(layer.quant_weight().value, layer.weight, atol=1e-6) for layer in layers]
+    assert all(rounded) == (limits == "learned")
 
 
 def test_the_table_of_accuracies(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,8 @@ from torch import nn
 
 import fxfactor
 from fxfactor.errors import CaptureError, PreconditionError
-from fxfactor.graph.faithful import compare, difference_of
+from fxfactor.graph.differences import difference_of
+from fxfactor.graph.faithful import compare
 
 X = torch.zeros(SHAPE)
 
