@@ -62,11 +62,14 @@ def recover_on(
 ) -> Iterator[Judged]:
     """Round, then reconstruct, as far as `how` says, in place; yield how near the outputs are before and after each.
 
-    "reconstruct" rounds the weights first where there are quantized layers. `steps` are those of `reconstruct`.
+    "reconstruct" rounds the weights first where there are quantized layers. `steps` are those of `reconstruct`. A network without
+    real outputs is left as it is.
     """
     seen, others = held_out(batches)
     with evaluating(original), torch.no_grad():
         wanted = _outputs(original, others)
+    if not wanted:
+        return  # whole numbers alone: nothing to come nearer to
     quantized = any(is_quantizer(module) or is_quantized_layer(module) for module in graph.modules())
     best = _judge("calibrated" if quantized else "fitted", graph, others, wanted)
     yield best
@@ -108,19 +111,25 @@ def held_out(batches: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     return seen, others
 
 
-def _outputs(graph: GraphModule, batches: Sequence[Tensor]) -> list[Tensor]:
-    """Each output of a network, of all batches."""
+def _outputs(graph: GraphModule, batches: Sequence[Tensor]) -> list[list[Tensor]]:
+    """The real tensors among a network's outputs, each a list of its batches, which may differ in image size."""
     like = next(graph.parameters(), batches[0])
     runs = [tree_leaves(graph(batch.to(like))) for batch in batches]
-    return [torch.cat(parts) for parts in zip(*runs, strict=True)]
+    outputs = [list(parts) for parts in zip(*runs, strict=True)]
+    return [parts for parts in outputs if isinstance(parts[0], Tensor) and parts[0].is_floating_point()]
 
 
 @torch.no_grad()
-def _judge(step: str, graph: GraphModule, batches: Sequence[Tensor], wanted: Sequence[Tensor]) -> Judged:
+def _judge(step: str, graph: GraphModule, batches: Sequence[Tensor], wanted: list[list[Tensor]]) -> Judged:
     with evaluating(graph):
         found = _outputs(graph, batches)
-    missed = sum(float(relative_error(a, b)) for a, b in zip(found, wanted, strict=True)) / len(wanted)
+    missed = [float(relative_error(_flat(a), _flat(b))) for a, b in zip(found, wanted, strict=True)]
     agreement = None
-    if len(wanted) == 1 and wanted[0].dim() == 2 and wanted[0].shape[1] > 1:
-        agreement = float((found[0].argmax(1) == wanted[0].argmax(1)).float().mean())
-    return Judged(step, math.sqrt(missed), agreement, sum(map(len, batches)))
+    if len(wanted) == 1 and wanted[0][0].dim() == 2 and wanted[0][0].shape[1] > 1:
+        same = [a.argmax(1) == b.argmax(1) for a, b in zip(found[0], wanted[0], strict=True)]
+        agreement = float(torch.cat(same).double().mean())
+    return Judged(step, math.sqrt(sum(missed) / len(missed)), agreement, sum(map(len, batches)))
+
+
+def _flat(batches: list[Tensor]) -> Tensor:
+    return torch.cat([batch.flatten() for batch in batches])

@@ -61,7 +61,7 @@ def test_what_is_told_is_what_the_outputs_are_on_the_images_held_out():
     assert last.output_error == pytest.approx(
         float((found - wanted).norm() / (wanted - wanted.mean()).norm()), rel=1e-4
     )
-    assert last.agreement == float((found.argmax(1) == wanted.argmax(1)).float().mean())
+    assert last.agreement == pytest.approx(float((found.argmax(1) == wanted.argmax(1)).double().mean()))
 
 
 def test_rounding_brings_the_outputs_nearer():
@@ -138,6 +138,32 @@ def test_outputs_that_are_no_classes_are_judged_by_their_error():
     graph = transform(model, bits=4, calibration=images())
     assert judged_of(graph)[-1].agreement is None
     assert fxfactor.summary(graph, show=False).usable is True
+
+
+class Answers(nn.Module):
+    """Gives positions beside what `real` says, which has no gradient and no distance."""
+
+    def __init__(self, real: bool) -> None:
+        super().__init__()
+        self.net, self.real = digits_network(), real
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = self.net(x)
+        return (y.argmax(1), y) if self.real else (y.argmax(1),)
+
+
+@pytest.mark.parametrize("real", [True, False])
+def test_outputs_of_whole_numbers_are_not_judged(real):
+    graph = transform(Answers(real).eval(), bits=4, calibration=images())
+    assert steps_of(graph) == (["calibrated", "rounded"] if real else [])
+
+
+def test_batches_of_several_image_sizes_are_judged_together():
+    model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 3, padding=1)).eval()
+    batches = [torch.randn(4, 1, size, size) for size in (8, 12, 16)]
+    assert judged_of(transform(model, bits=4, calibration=batches))[0].images == 3
+    batches = [torch.randn(1, 1, size, size) for size in (8, 12, 16, 8, 12, 16, 10, 14)]
+    assert judged_of(transform(model, bits=4, calibration=batches))[0].images == 2
 
 
 def test_it_is_saved_and_forgotten_when_the_network_is_trained(tmp_path):
