@@ -4,6 +4,7 @@
     python benchmarks/finetuning.py --stages 4:6 --level 2           # 4 bits at once, six epochs
     python benchmarks/finetuning.py --width 2 --learning-rate 2e-3   # twice the channels between the factors
     python benchmarks/finetuning.py --stages 32:2 4:4                # in floating point first
+    python benchmarks/finetuning.py --stages 8:2 3:2 --pieces 4      # thresholds learned at 3 bits (at most 4)
     python benchmarks/finetuning.py --hold-out --images 6400         # choose settings: 2,000 training images are kept back
 
 A stage is BITS:EPOCHS (32: floating point); each starts from the weights of the stage before. Data: see
@@ -31,7 +32,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fxfactor
 from fxfactor.factors.fit_to_outputs import fit_to_outputs
-from fxfactor.passes import FactorizeDepth, Quantize
+from fxfactor.passes import FactorizeDepth, LearnThresholds, Quantize
 from fxfactor.recovery.augment import flip_and_shift
 from fxfactor.recovery.finetune import continue_from, finetune
 
@@ -67,6 +68,7 @@ def steps_of(
             if number:
                 continue_from(graph, factorized)
             graph = fxfactor.calibrate(graph, calibration)
+            graph = LearnThresholds(options.pieces)(graph).graph if options.pieces else graph
             yield f"W{bits}A{bits}, calibrated", graph
         torch.manual_seed(options.seed)
         finetune(
@@ -116,6 +118,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=5e-3)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--label-weight", type=float, default=0.0)
+    parser.add_argument("--pieces", type=int, default=0, help="learn thresholds, by curves of so many pieces")
     parser.add_argument("--split", default="train", help="train: 20,000 images; train_all: 50,000")
     parser.add_argument("--images", type=int, default=50_000, help="how many of the training images")
     parser.add_argument("--calibration", type=int, default=256, help="training images for factors and ranges")

@@ -34,6 +34,7 @@ from fxfactor.graph.watching import inputs_of, modes_kept, not_empty
 from fxfactor.pipeline import forget_judged
 from fxfactor.progress import track
 from fxfactor.quantization.fused import fused_quantizers
+from fxfactor.quantization.threshold_curve import ThresholdCurve
 from fxfactor.quantization.weight_limits import learned_weight_limits
 from fxfactor.recovery.blocks import Matching, batch_norms, channels_last, cosine
 from fxfactor.recovery.reconstruct import Augment
@@ -146,8 +147,9 @@ def continue_from(model: GraphModule, trained: GraphModule) -> GraphModule:
 
 
 def _layer_tensors(graph: GraphModule) -> dict[str, Tensor]:
-    """What the state dict holds, without the scales of activation quantizers."""
-    quantizers = tuple(f"{path}." for path, module in graph.named_modules() if is_quantizer(module))
+    """What the state dict holds, without the scales of activation quantizers and the curves before them."""
+    modules = graph.named_modules()
+    quantizers = tuple(f"{path}." for path, each in modules if is_quantizer(each) or isinstance(each, ThresholdCurve))
     return {name: tensor for name, tensor in graph.state_dict().items() if not name.startswith(quantizers)}
 
 

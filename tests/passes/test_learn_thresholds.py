@@ -84,6 +84,18 @@ def test_training_moves_knots_and_slopes():
     assert any(not torch.equal(c.knots, knots) for c, (knots, _) in zip(curves(graph), before, strict=True))
 
 
+def test_a_stage_of_other_bits_goes_on_from_one_with_curves():
+    curved, plain = bend(LearnThresholds()(quantized(3)).graph), quantized(4)
+    before = [curve.log_slopes.detach().clone() for curve in curves(curved)]
+    layers = {name: value for name, value in curved.state_dict().items() if name in plain.state_dict()}
+    fxfactor.continue_from(plain, curved)
+    assert all(
+        torch.equal(plain.state_dict()[name], value) for name, value in layers.items() if name.endswith("weight")
+    )
+    fxfactor.continue_from(curved, plain)
+    assert all(torch.equal(c.log_slopes, slopes) for c, slopes in zip(curves(curved), before, strict=True))
+
+
 def test_the_frozen_and_the_loaded_network_compute_the_same(tmp_path):
     torch.manual_seed(0)
     model = randomized(ResidualNet())
