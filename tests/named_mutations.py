@@ -94,4 +94,29 @@ NAMED: dict[str, tuple[str, str, str]] = {
         "if not front or value(item) > value(front[-1]):",
         "if not front or value(item) >= value(front[-1]):",
     ),
+    "a step of recovery that makes it worse is kept": (
+        "fxfactor/recovery/guarded.py",
+        "found.output_error < best.output_error",
+        "found.output_error > best.output_error",
+    ),
+    "recovery is fitted to the images that judge it": (
+        "fxfactor/recovery/guarded.py",
+        "round_weights, original, graph, seen",
+        "round_weights, original, graph, batches",
+    ),
+    "what a step did is not taken back": (
+        "fxfactor/recovery/guarded.py",
+        "value.copy_(before[key])",
+        "pass",
+    ),
+    "a learned range exceeds the largest weight": (
+        "fxfactor/quantization/weight_limits.py",
+        "scale = torch.minimum(limit.abs(), largest).clamp_min_(SMALLEST)",
+        "scale = limit.abs().clamp_min(SMALLEST)",
+    ),
+    "knots of a curve change places": (
+        "fxfactor/quantization/threshold_curve.py",
+        "cast(Tensor, self.knots).sort().values",
+        "cast(Tensor, self.knots).clone()",
+    ),
 }
