@@ -195,9 +195,10 @@ def _as_judged(judged: tuple[Judged, ...]) -> str:
 def _remedy(judged: tuple[Judged, ...]) -> str:
     """What to do about a network that is not usable, the quickest first of what was not done yet."""
     done = {each.step for each in judged}
-    steps = [] if "rounded" in done else ['recover="round" (seconds)']
+    quantized = "fitted" not in done
+    steps = ['recover="round" (seconds)'] if quantized and "rounded" not in done else []
     steps += [] if "reconstructed" in done else ['recover="reconstruct" (minutes)']
-    steps += ["fxfactor.finetune", "more bits, a lower level or width=2"]
+    steps += ["fxfactor.finetune", "more bits, a lower level or width=2" if quantized else "a lower level or width=2"]
     return f"[bold red]not usable as it is[/]; try {', then '.join(steps)}\n"
 
 

@@ -117,11 +117,8 @@ def read_about(folder: str | Path) -> dict[str, Any]:
     if text is None:
         raise PreconditionError(f"{str(path)!r} was not written by fxfactor.save; pass a folder that was")
     try:
-        about = {
-            "bits": None,
-            "learned_thresholds": [],
-            **json.loads(text),
-        }  # which folders of earlier versions do not tell
+        # folders of earlier versions do not tell bits and learned thresholds
+        about = {"bits": None, "learned_thresholds": [], **json.loads(text)}
         _require_sound(about)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, PreconditionError) as error:
         raise PreconditionError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -131,6 +133,16 @@ def test_the_summary_says_that_a_network_is_not_usable_and_what_to_do():
     assert good.usable is True
     assert "not usable" not in str(good)
     assert fxfactor.summary(transform(digits_network(), bits=8), show=False).usable is None
+
+
+def test_a_network_in_floating_point_is_not_told_to_round():
+    graph = transform(digits_network(), level=1, calibration=images(), recover="none")
+    (last,) = judged_of(graph)
+    graph.meta[HISTORY] = (*graph.meta[HISTORY][:-1], dataclasses.replace(last, agreement=0.1))
+    told = str(fxfactor.summary(graph, show=False))
+    assert (
+        'not usable as it is; try recover="reconstruct" (minutes), then fxfactor.finetune, then a lower level' in told
+    )
 
 
 def test_outputs_that_are_no_classes_are_judged_by_their_error():
