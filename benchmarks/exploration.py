@@ -4,9 +4,10 @@
     python benchmarks/exploration.py widths     ResNet-20 / CIFAR-10: the front of one width and that of four
     python benchmarks/exploration.py search     ResNet-20 / CIFAR-10: fxfactor.search as it is, with one width and with four
     python benchmarks/exploration.py budgets    ResNet-20 / CIFAR-10: searched, uniform and mixed-precision plans by budget
+    python benchmarks/exploration.py board      ResNet-20 / CIFAR-10: plans within a part of a board's LUTs, by choices of the program
     python benchmarks/exploration.py resnet50   search on ResNet-50 at 224×224: time and memory
 
-The first four need CIFAR-10 and trained weights: see data.py. Calibration and every choice use training images
+All but the last need CIFAR-10 and trained weights: see data.py. Calibration and every choice use training images
 only; the 1,000 test images are used for the figures that are reported.
 """
 
@@ -28,7 +29,7 @@ from data import find
 import fxfactor
 from fxfactor.exploration.rung import top1
 from fxfactor.plan.plan import Plan
-from fxfactor.planning.plans import best_plan, candidates, distance
+from fxfactor.planning.plans import Limits, best_plan, candidates, distance, for_all
 from fxfactor.planning.search import BITS, LEVELS
 from fxfactor.planning.sensitivity import measure_errors
 from fxfactor.planning.space import Space, space_of
@@ -174,19 +175,19 @@ def budgets(data: Cifar, shares: tuple[float, ...], measures: tuple[Any, ...], l
     judge = Judge(data)
     whole = replace(space, shapes={name: shapes[:1] for name, shapes in space.shapes.items()})
     for share in shares:
-        limits, row = fxfactor.Budget(bops=share).limits(space.whole), {"budget": share}
+        limits, row = for_all(space.join_bits, fxfactor.Budget(bops=share).limits(space.whole)), {"budget": share}
         solving = Clock()
-        found = candidates(space, errors, limits, measures, 8)
+        found = candidates(space, errors, limits, measures)
         row["solve s"] = round(solving.wall_seconds, 1)
         chosen = min(found, key=judge.distance)
         row["searched"], row["of"] = judge.best(found), len(found)
         row["pieces"] = sum(layer.groups is not None for layer in chosen.layers.values())
-        row["program alone, both"] = judge.best([best_plan(space, errors, limits, "both", 8)])
+        row["program alone, both"] = judge.best([best_plan(space, errors, limits, "both")])
         try:
-            row["mixed precision, whole"] = judge.best([best_plan(whole, errors, limits, each, 8) for each in measures])
+            row["mixed precision, whole"] = judge.best([best_plan(whole, errors, limits, each) for each in measures])
         except fxfactor.PreconditionError:
             row["mixed precision, whole"] = "none fits"
-        uniform = dict(_uniform(data, space, limits["bops"], levels))
+        uniform = dict(_uniform(data, space, limits[8]["bops"], levels))
         row["uniform"] = judge.best(list(uniform.values()))
         row["uniform plan"] = min(uniform, key=lambda name: judge.distance(uniform[name]))
         print(json.dumps(row), flush=True)
@@ -210,6 +211,48 @@ def _uniform(data: Cifar, space: Space, most: float, levels: range) -> Iterator[
             yield sorted(fitting, key=lambda each: each[:2])[-1][2:]
 
 
+def board(data: Cifar, name: str, target_fps: int, luts: float, widths: Sequence[float]) -> None:
+    """The plan within a part of a board's LUTs by what the program may choose, estimated whole, and its accuracy rounded."""
+    from fxfactor.planning.board import board_limits, plan_within, price_space, target_of
+
+    budget = fxfactor.Budget(lut=luts)
+    target = target_of(name, 5, target_fps, budget, None)
+    graph = fxfactor.capture(data.model, data.calibration[0][:1]).eval()
+    space = space_of(graph, LEVELS, GRID_BITS, widths=widths, join_bits=(4, 6, 8))
+    clock = Clock()
+    errors = measure_errors(graph, data.calibration, space)
+    print(f"sensitivity: {clock}", flush=True)
+    clock = Clock()
+    priced = price_space(graph, space, target)
+    print(f"prices of {len(priced.hardware):,} choices: {clock.wall_seconds:.0f} s wall", flush=True)
+    limits = board_limits(budget, priced.whole, target)
+    alone = replace(priced, join_bits=(8,))
+    one = replace(alone, hardware={key: foldings[:1] for key, foldings in alone.hardware.items()})
+    for what, allowed in (("one folding", one), ("all foldings", alone), ("and bits of additions", priced)):
+
+        def planner(limits: Limits, allowed: Space = allowed) -> Plan:
+            return best_plan(allowed, errors, limits, "recovered")
+
+        clock = Clock()
+        try:
+            plan = plan_within(allowed, limits, planner, planner, data.model, data.calibration[0][:1], target)
+        except fxfactor.PreconditionError as error:
+            print(json.dumps({"choices": what, "refused": str(error)}), flush=True)
+            continue
+        why = plan.explain()
+        rounded = fxfactor.transform(data.model, plan=plan, calibration=data.calibration)
+        row = {
+            "choices": what,
+            "loss": round(sum(each.loss for each in why.layers.values()), 4),
+            "accuracy": round(100 * top1(freeze(rounded), data.test), 1),
+            "totals": why.totals,
+            "join_bits": plan.join_bits,
+            "factorized": sum(layer.groups is not None for layer in plan.layers.values()),
+            "seconds": round(clock.wall_seconds),
+        }
+        print(json.dumps(row), flush=True)
+
+
 def resnet50(images: int) -> None:
     """Search on ResNet-50 with random weights: time for sensitivity and solving, and the peak of memory."""
     from torchvision.models import resnet50 as build
@@ -224,7 +267,7 @@ def resnet50(images: int) -> None:
     print(f"sensitivity: {clock}", flush=True)
     for share in (0.1, 0.05, 0.02, 0.01, 0.005):
         solving = Clock()
-        best_plan(space, errors, fxfactor.Budget(bops=share).limits(space.whole), "both", 8)
+        best_plan(space, errors, for_all(space.join_bits, fxfactor.Budget(bops=share).limits(space.whole)), "both")
         print(f"solve for {share:.1%} of the BOPs: {solving}", flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"in all: {clock}, peak memory {peak:.1f} GiB")
@@ -232,12 +275,15 @@ def resnet50(images: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("grid", "widths", "search", "budgets", "resnet50"))
+    parser.add_argument("what", choices=("grid", "widths", "search", "budgets", "board", "resnet50"))
     parser.add_argument("--levels", type=int, default=7, help="of the grid and of uniform plans: 0 … levels−1")
     parser.add_argument("--measures", nargs="+", default=COMPARED, help="budgets: of several, plans are compared")
     parser.add_argument("--bits", type=int, nargs="+", default=GRID_BITS)
     parser.add_argument("--widths", type=float, nargs="+", default=(1.0, 1.5, 2.0, 3.0))
     parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS)
+    parser.add_argument("--board", default="Pynq-Z2", help="board: which, at 200 MHz")
+    parser.add_argument("--target-fps", type=int, default=2000, help="board: frames per second")
+    parser.add_argument("--luts", type=float, default=0.5, help="board: the part of its LUTs that may be used")
     parser.add_argument("--images", type=int, default=16, help="resnet50: images")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -249,6 +295,8 @@ def main() -> None:
         searched(Cifar(), tuple(options.budgets), tuple(options.widths))
     elif options.what == "budgets":
         budgets(Cifar(), tuple(options.budgets), tuple(options.measures), range(options.levels))
+    elif options.what == "board":
+        board(Cifar(), options.board, options.target_fps, options.luts, tuple(options.widths))
     else:
         resnet50(options.images)
 

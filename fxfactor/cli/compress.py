@@ -13,6 +13,7 @@ from fxfactor.cli.options import (
     Device,
     Frames,
     ImageSize,
+    JoinBits,
     Keep,
     Limit,
     Mean,
@@ -59,7 +60,7 @@ def compress(
     ] = "0-6,depthwise",
     bits: Annotated[Any, typer.Option(parser=parse_bits, metavar="BITS", help="2,3,4,8")] = "2,3,4,6,8",
     widths: Widths = "1,2",
-    join_bits: Annotated[int, typer.Option(min=2, max=8, help="Bits of tensors that enter additions.")] = 8,
+    join_bits: JoinBits = "8",
     keep: Keep = None,
     tolerance: Annotated[
         float | None,

@@ -214,6 +214,23 @@ def parse_bits(text: str) -> Any:
     return tuple(found)
 
 
+def parse_join_bits(text: str) -> Any:
+    """ "8", "4,6,8": bits of tensors that enter additions."""
+    bits = parse_bits(text)
+    if any(isinstance(each, tuple) for each in bits):
+        raise typer.BadParameter(f'bits from 2 to 8, like 8 or 4,6,8, are required, found "{text}"')
+    return bits
+
+
+JoinBits = Annotated[
+    Any,
+    typer.Option(
+        parser=parse_join_bits,
+        metavar="BITS",
+        help="Bits of tensors that enter additions, the same for all; several like 4,6,8 to choose from.",
+    ),
+]
+
 Images = Annotated[
     Path,
     typer.Option(

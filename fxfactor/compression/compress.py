@@ -51,7 +51,7 @@ def compress(
     bits: Sequence[int] = (2, 3, 4, 6, 8),
     widths: Sequence[float] = (1, 2),
     boundary_bits: int | None = 8,
-    join_bits: int = 8,
+    join_bits: int | Sequence[int] = 8,
     keep: Iterable[str] = (),
     metric: Metric = top1,
     tolerance: float | None = None,
@@ -100,7 +100,8 @@ def compress(
     from fxfactor.compression.run import Run, about_run
     from fxfactor.compression.state_file import Store
 
-    choices = Choices(tuple(levels), tuple(bits), tuple(widths), boundary_bits, join_bits, tuple(keep))
+    joins = (join_bits,) if isinstance(join_bits, int) else tuple(join_bits)
+    choices = Choices(tuple(levels), tuple(bits), tuple(widths), boundary_bits, joins, tuple(keep))
     target = Target(board, clock_ns, target_fps, python, limits)
     tolerance = (_TOLERANCE if target_fps == "max" else 0.0) if tolerance is None else tolerance
     _require(epochs, plans, tolerance)

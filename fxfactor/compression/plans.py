@@ -17,9 +17,10 @@ from fxfactor.graph.capture import capture
 from fxfactor.plan.ladder import Level
 from fxfactor.plan.plan import Plan
 from fxfactor.planning.board import board_has, price_space
-from fxfactor.planning.plans import best_plan, options_of, require_place
+from fxfactor.planning.plans import best_plan, for_all, options_of, require_place
 from fxfactor.planning.sensitivity import Measure, SiteErrors, measure_errors
 from fxfactor.planning.space import Space, space_of
+from fxfactor.quantization.levels import Bits
 
 _MEASURE: Measure = "recovered"
 _LEAST_SLACK = 1.1
@@ -37,7 +38,7 @@ class Choices:
     bits: Sequence[int]
     widths: Sequence[float]
     boundary_bits: int | None
-    join_bits: int
+    join_bits: Sequence[Bits]
     keep: tuple[str, ...]
 
 
@@ -55,9 +56,15 @@ def plans_for(
     """
     graph = capture(model, batches[0][:1]).eval()
     space = space_of(
-        graph, choices.levels, choices.bits, None, None, choices.widths, choices.boundary_bits, choices.keep
+        graph,
+        choices.levels,
+        choices.bits,
+        widths=choices.widths,
+        boundary_bits=choices.boundary_bits,
+        keep=choices.keep,
+        join_bits=choices.join_bits,
     )
-    prices = _Priced(graph, space, target, choices.join_bits)
+    prices = _Priced(graph, space, target)
     rows: dict[str, Iterable[Plan]]
     if target.target_fps == "max":
         steps = {kind: prices.speeds(kind, count) for kind in KINDS}
@@ -66,15 +73,12 @@ def plans_for(
     else:
         prices.require_place()
         errors = measure_errors(graph, batches, space)
-        rows = {
-            kind: _front(_of_kind(prices.at(target), kind), errors, _limits(target), choices.join_bits, count)
-            for kind in KINDS
-        }
+        rows = {kind: _front(_of_kind(prices.at(target), kind), errors, _limits(target), count) for kind in KINDS}
     found: dict[str, Plan] = {}
     for kind, row in rows.items():
         number = 0
         for plan in row:
-            if plan.layers not in [known.layers for known in found.values()]:
+            if plan not in found.values():
                 number += 1
                 found[f"{kind} {number}"] = plan
     return found
@@ -97,8 +101,8 @@ def _limits(target: Target) -> dict[str, float]:
 class _Priced:
     """A space with its prices at one speed or several, each asked for once."""
 
-    def __init__(self, graph: GraphModule, space: Space, target: Target, join_bits: int) -> None:
-        self.graph, self.space, self.target, self.join_bits = graph, space, target, join_bits
+    def __init__(self, graph: GraphModule, space: Space, target: Target) -> None:
+        self.graph, self.space, self.target = graph, space, target
         self.known: dict[tuple[int, bool], Space] = {}
 
     def at(self, target: Target, smallest: bool = False) -> Space:
@@ -106,7 +110,7 @@ class _Priced:
         key = target.cycles, smallest
         if key not in self.known:
             space = _with_fewest_bits(self.space) if smallest else self.space
-            self.known[key] = with_shares(price_space(self.graph, space, target, self.join_bits), target)
+            self.known[key] = with_shares(price_space(self.graph, space, target), target)
         return self.known[key]
 
     def require_place(self) -> None:
@@ -121,7 +125,7 @@ class _Priced:
         fastest = self._of_cycles(1)
         at_most = _of_kind(self.at(fastest, smallest=True), kind)
         start = max(
-            min(at_most.hardware[name, shape, layer]["cycles"] for shape, layer in at_most.layers(name))
+            min(costs["cycles"] for _, _, costs in at_most.options(name, at_most.join_bits[0]))
             for name in at_most.shapes
         )
         low, high = 0, math.ceil(math.log2(_clock_hz(self.target) / start) / math.log2(_STEP))
@@ -142,8 +146,8 @@ class _Priced:
 
     def best_plan(self, kind: str, target: Target, errors: dict[str, SiteErrors]) -> Plan:
         """The plan of a kind that loses least at a speed."""
-        limits = _limits(target)
-        return best_plan(_of_kind(self.at(target), kind), errors, limits, _MEASURE, self.join_bits)
+        priced = _of_kind(self.at(target), kind)
+        return best_plan(priced, errors, for_all(priced.join_bits, _limits(target)), _MEASURE)
 
     def _of_cycles(self, cycles: float) -> Target:
         return replace(self.target, target_fps=max(1, math.floor(_clock_hz(self.target) / cycles)))
@@ -152,7 +156,7 @@ class _Priced:
         self._require(kind, self.at(target, smallest=True), target)
 
     def _require(self, kind: str, priced: Space, target: Target) -> None:
-        require_place(_of_kind(priced, kind), _limits(target), self.join_bits)
+        require_place(_of_kind(priced, kind), for_all(priced.join_bits, _limits(target)))
 
 
 def _with_fewest_bits(space: Space) -> Space:
@@ -160,7 +164,7 @@ def _with_fewest_bits(space: Space) -> Space:
         name: {site: bits[:1] for site, bits in getattr(space, name).items()}
         for name in ("weight_bits", "activation_bits")
     }
-    return replace(space, **fewest)
+    return replace(space, **fewest, join_bits=space.join_bits[:1])
 
 
 def _clock_hz(target: Target) -> float:
@@ -176,26 +180,31 @@ def with_shares(space: Space, target: Target) -> Space:
     """The space in which every choice has its share of the board, in thousandths."""
     there = {name: count for name, count in board_has(target).items() if count > 0}
     hardware = {
-        key: {**prices, "share": 1000 * sum(prices[name] / count for name, count in there.items())}
-        for key, prices in space.hardware.items()
+        key: tuple(
+            {**prices, "share": 1000 * sum(prices[name] / count for name, count in there.items())}
+            for prices in foldings
+        )
+        for key, foldings in space.hardware.items()
     }
     return replace(space, hardware=hardware)
 
 
-def _front(
-    space: Space, errors: dict[str, SiteErrors], limits: Mapping[str, float], join_bits: int, count: int
-) -> Iterator[Plan]:
+def _front(space: Space, errors: dict[str, SiteErrors], limits: Mapping[str, float], count: int) -> Iterator[Plan]:
     """The plan that loses least, and those of less and less share of the board."""
-    options = options_of(space, errors, _MEASURE)
+
+    def of_share(share: float) -> Plan:
+        return best_plan(space, errors, for_all(space.join_bits, {**limits, "share": share}), _MEASURE)
+
+    options = options_of(space, errors, _MEASURE, space.join_bits[0])
     with suppress(PreconditionError):
-        most = best_plan(space, errors, {**limits, "share": 1e12}, _MEASURE, join_bits)
+        most = of_share(1e12)
         yield most
         within = [[option for option in site.options if option.costs["cycles"] <= limits["cycles"]] for site in options]
         least = _LEAST_SLACK * sum(min(option.costs["share"] for option in site) for site in within)
         top = most.explain().totals["share"]
         for share in _between(top, least, count):
             with suppress(PreconditionError):
-                yield best_plan(space, errors, {**limits, "share": share}, _MEASURE, join_bits)
+                yield of_share(share)
 
 
 def _between(top: float, least: float, count: int) -> Iterable[float]:

@@ -35,6 +35,22 @@ Prices = dict[str, float]
 """lut, bram (18 kbit), dsp, uram, and cycles per frame; finn_lut and so on: FINN's own figures for the same folding."""
 
 
+SUMMED = ("lut", "bram", "dsp", "uram")
+"""What is added up over layers; of cycles the most count."""
+
+Emphasis = tuple[float, float, float, float]
+"""How much more than by its share of the board each of SUMMED counts where one of several ways to build is taken."""
+
+PLAIN: Emphasis = (1, 1, 1, 1)
+
+EMPHASES: tuple[Emphasis, ...] = (
+    PLAIN,
+    *((4, 1, 1, 1), (1, 4, 1, 1), (1, 1, 4, 1), (1, 1, 1, 4)),
+    *((64, 1, 1, 1), (1, 64, 1, 1), (1, 1, 64, 1), (1, 1, 1, 64)),
+)
+"""As on a whole board, and where one resource is short or all but used up."""
+
+
 @dataclass(frozen=True)
 class Geometry:
     """A convolution, or a linear layer (`size` empty), as FINN sees it. `padding`: top, left, bottom, right."""
@@ -194,25 +210,34 @@ def forms_of(layer: Geometry) -> tuple[Form, ...]:
     return ("block", "branches") if layer.groups == layer.in_channels else FORMS
 
 
-def cheapest(ways: Mapping[Way, Prices], target: Target) -> Way:
+def cheapest(ways: Mapping[Way, Prices], target: Target, emphasis: Emphasis = PLAIN) -> Way:
     """The way to build something that takes the smallest share of the board among those fast enough; the fastest where none is.
 
-    The share is the sum over LUTs, block RAMs, DSPs and UltraRAMs, each as a part of what the board has.
+    The share is the sum over LUTs, block RAMs, DSPs and UltraRAMs, each as a part of what the board has, times its emphasis.
     """
     there = target.available
-    has = {"lut": there.lut, "bram": there.bram18, "dsp": there.dsp, "uram": there.uram}
+    has = list(zip(SUMMED, emphasis, (there.lut, there.bram18, there.dsp, there.uram), strict=True))
 
     def rank(way: Way) -> tuple[float, float]:
         prices = ways[way]
-        return max(prices["cycles"], target.cycles), sum(prices[name] / count for name, count in has.items() if count)
+        shares = sum(factor * prices[name] / count for name, factor, count in has if count)
+        return max(prices["cycles"], target.cycles), shares
 
     return min(ways, key=rank)
 
 
 def total(wanted: Sequence[Chain], prices: Mapping[Chain, Prices]) -> Prices:
     """Sums of LUTs, block RAMs, DSPs and UltraRAMs over chains, and the most cycles among them."""
-    sums = {name: sum(prices[chain][name] for chain in wanted) for name in prices[wanted[0]] if name != "cycles"}
-    return {**sums, "cycles": max(prices[chain]["cycles"] for chain in wanted)}
+    return summed([prices[chain] for chain in wanted])
+
+
+def summed(parts: Sequence[Prices]) -> Prices:
+    """Sums of what is summed, and the most cycles; of what all parts have."""
+    names = [name for name in parts[0] if name != "cycles"]
+    return {
+        **{name: sum(part[name] for part in parts) for name in names},
+        "cycles": max(part["cycles"] for part in parts),
+    }
 
 
 def thresholds(channels: int, size: tuple[int, ...], width: int, bits: int, signed: bool) -> Chain:
@@ -291,12 +316,23 @@ def price(wanted: Sequence[Chain], target: Target) -> dict[Chain, Prices]:
     """What each chain costs by our prices, folded to the target's frames per second as `fxfactor.finn.estimate` folds it.
 
     It is the candidate of the least sum of shares of the board: what the whole network gets too where no resource is short
-    and no width converter is saved by another choice. Cost: one process that imports FINN, and some 20 ms for every
-    different chain.
+    and no width converter is saved by another choice. Cost and errors: see `price_foldings`.
+    """
+    return {chain: prices for chain, (prices,) in price_foldings(wanted, target, (PLAIN,)).items()}
+
+
+def price_foldings(
+    wanted: Sequence[Chain], target: Target, emphases: Sequence[Emphasis] = EMPHASES
+) -> dict[Chain, list[Prices]]:
+    """What each chain costs, for each emphasis: folded to the target's frames per second so that the emphasized is spared.
+
+    FINN's own figures are there for the first emphasis only.
+
+    Cost: one process that imports FINN, and some 20 ms for every different chain.
     Raises FinnError where FINN is missing or of another version, or refuses.
     """
     different = list(dict.fromkeys(wanted))
-    prices: list[Prices] = []
+    prices: list[list[Prices]] = []
     with tempfile.TemporaryDirectory() as folder:
         request = {
             "folder": folder,
@@ -304,6 +340,7 @@ def price(wanted: Sequence[Chain], target: Target) -> dict[Chain, Prices]:
             "clock_ns": target.clock_ns,
             "target_fps": target.target_fps,
             "available": asdict(target.available),
+            "emphases": emphases,
             "chains": [[(kind, dict(attributes)) for kind, attributes in chain] for chain in different],
         }
         (Path(folder) / "request.json").write_text(json.dumps(request))

@@ -8,7 +8,7 @@ streams, pooling, width converters, deep FIFOs) is what the estimate of a whole 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, cast
@@ -22,6 +22,8 @@ from fxfactor.finn.estimation import estimate_network
 from fxfactor.finn.integer.forms import Form
 from fxfactor.finn.integer.requantizing import WIDEST_SCALE
 from fxfactor.finn.layer_costs import (
+    EMPHASES,
+    SUMMED,
     Chain,
     Geometry,
     Prices,
@@ -30,9 +32,9 @@ from fxfactor.finn.layer_costs import (
     datatype,
     forms_of,
     multiplication,
-    price,
+    price_foldings,
+    summed,
     thresholds,
-    total,
 )
 from fxfactor.finn.target import Target
 from fxfactor.finn.ways import MULTIPLICATION, THRESHOLDS
@@ -43,13 +45,12 @@ from fxfactor.pipeline import Pipeline
 from fxfactor.plan.budget import UNITS, Budget
 from fxfactor.plan.layer_plan import LayerPlan
 from fxfactor.plan.plan import Plan
-from fxfactor.planning.plans import require_place
-from fxfactor.planning.space import Shape, Space
+from fxfactor.planning.plans import Limits, for_all, require_place
+from fxfactor.planning.space import Choice, Shape, Space
 from fxfactor.quantization.brevitas_layers import is_signed
-from fxfactor.quantization.levels import integer_range, rounded_weight
+from fxfactor.quantization.levels import Bits, integer_range, rounded_weight
 from fxfactor.recipe import transform
 
-SUMMED = ("lut", "bram", "dsp", "uram")
 _IN_TARGET = {"bram": "bram18"}
 """Names of a budget's resources in the limits of a target, where they differ."""
 _MOST_ATTEMPTS = 8
@@ -88,28 +89,51 @@ def target_of(board: str, clock_ns: float, target_fps: int, budget: Budget, pyth
     return replace(target, limits={_IN_TARGET.get(name, name): int(limit) for name, limit in limits.items()} or None)
 
 
-def price_space(graph: GraphModule, space: Space, target: Target, join_bits: int) -> Space:
-    """The space with FINN's costs of every choice. Raises PreconditionError on layers that FINN has no unit for."""
-    layers = HardwareLayers(graph, join_bits)
-    parts: dict[tuple[str, Shape, LayerPlan], list[Forms]] = {}
-    for name in space.shapes:
-        for shape, layer in space.layers(name):
-            parts[name, shape, layer] = list(layers.parts(name, shape, layer))
-    prices = price([chain for part in parts.values() for chain in chains_in(part)], target)
-    hardware: dict[tuple[str, Shape, LayerPlan], Prices] = {}
-    for key, part in parts.items():
-        hardware[key] = total([chain for forms in part for chain in cheapest_chains(forms, prices, target)], prices)
+def price_space(graph: GraphModule, space: Space, target: Target) -> Space:
+    """The space with FINN's costs of every choice, in every folding that may be best for a plan.
+
+    The first is the cheapest on a whole board; the others spare one resource (`EMPHASES`): of all foldings of a choice these
+    are what a plan takes where that resource is short. Raises PreconditionError on layers that FINN has no unit for.
+    """
+    parts: dict[Choice, list[Forms]] = {}
+    for join_bits in space.join_bits:
+        if join_bits is None:
+            raise PreconditionError("FINN computes in integers; give join_bits and bits, not None, with a board")
+        layers = HardwareLayers(graph, join_bits)
+        for name in space.shapes:
+            for shape, layer in space.layers(name):
+                parts[name, shape, layer, join_bits] = list(layers.parts(name, shape, layer))
+    priced = price_foldings([chain for part in parts.values() for chain in chains_in(part)], target)
+    hardware = {key: _different(_foldings(part, priced, target)) for key, part in parts.items()}
     return replace(space, hardware=hardware, whole={**space.whole, **board_has(Target(target.board))})
+
+
+def _foldings(part: Sequence[Forms], priced: Mapping[Chain, Sequence[Prices]], target: Target) -> Iterator[Prices]:
+    """Sums over the hardware layers of a choice, for each emphasis, each layer in the form that is cheapest by it.
+
+    What costs least by a weighted sum consists of parts that do, so these need not be combined with each other.
+    """
+    layers = [{form: [priced[chain] for chain in chains] for form, chains in forms.items()} for forms in part]
+    for index, emphasis in enumerate(EMPHASES):
+        chosen = []
+        for forms in layers:
+            sums = {form: summed([prices[index] for prices in chains]) for form, chains in forms.items()}
+            chosen.append(sums[cheapest(sums, target, emphasis)])
+        yield summed(chosen)
+
+
+def _different(foldings: Iterable[Prices]) -> tuple[Prices, ...]:
+    """Without those that cost no less of anything than one before."""
+    kept: list[Prices] = []
+    for each in foldings:
+        if not any(all(known[name] <= each[name] for name in (*SUMMED, "cycles")) for known in kept):
+            kept.append(each)
+    return tuple(kept)
 
 
 def chains_in(part: Iterable[Forms]) -> Iterator[Chain]:
     """Every chain that may be asked for."""
     return (chain for forms in part for chains in forms.values() for chain in chains)
-
-
-def cheapest_chains(forms: Forms, prices: Mapping[Chain, Prices], target: Target) -> tuple[Chain, ...]:
-    """The hardware layers of the form that `fxfactor.finn.estimate` would take."""
-    return forms[cheapest({form: total(chains, prices) for form, chains in forms.items()}, target)]
 
 
 def estimate_plan(model: nn.Module, plan: Plan, example: Tensor, target: Target) -> Prices:
@@ -134,30 +158,50 @@ def estimate_plan(model: nn.Module, plan: Plan, example: Tensor, target: Target)
     }
 
 
+Planner = Callable[[Limits], Plan]
+"""Gives a plan whose sites are within limits, which may be others for other bits of tensors that enter additions."""
+
+
+def beside_sites(space: Space, plan: Plan, whole: Mapping[str, float]) -> dict[str, float]:
+    """What FINN counts in a whole network beyond the hardware of its sites: additions, copies of streams, deep FIFOs, pooling.
+
+    `whole` of a network that is folded as if no resource was short; so are the sites here.
+    """
+    first = [
+        space.hardware[site, Shape(layer.groups, layer.mid), layer, plan.join_bits][0]
+        for site, layer in plan.layers.items()
+    ]
+    return {name: whole[name] - sum(costs[name] for costs in first) for name in SUMMED}
+
+
 def plan_within(
+    space: Space,
     limits: Mapping[str, float],
-    quick: Callable[[Mapping[str, float]], Plan],
-    thorough: Callable[[Mapping[str, float]], Plan],
+    quick: Planner,
+    thorough: Planner,
     model: nn.Module,
     example: Tensor,
     target: Target,
 ) -> Plan:
     """A plan whose whole network is within the limits as FINN estimates it, explained with these totals.
 
-    `quick` and `thorough` give plans whose sites are within the limits that they are given. What FINN counts beyond the
-    sites is taken off the limits; it differs a little from plan to plan, so each plan of `quick` is estimated, until one
-    is within. `thorough` is asked once for a better one, which is taken if it is within too.
-    Raises PreconditionError where no plan is found.
+    What FINN counts beyond the sites is taken off the limits; it depends on the bits of tensors that enter additions
+    and differs a little from plan to plan, so each plan of `quick` is estimated, until one is within. `thorough` is asked
+    once for a better one, which is taken if it is within too. Raises PreconditionError where no plan is found.
     """
-    plan, left = _first(limits, quick), dict(limits)
-    for attempt in range(_MOST_ATTEMPTS):
+    left = {bits: dict(limits) for bits in space.join_bits}
+    attempts = dict.fromkeys(space.join_bits, 0)
+    plan = _first(limits, space.join_bits, quick)
+    for attempt in range(_MOST_ATTEMPTS * len(space.join_bits)):
         whole = estimate_plan(model, plan, example, target)
         if attempt and _within(whole, limits):
             break
-        sites = plan.explain().totals
-        rest = {name: whole[name] - sites[name] for name in SUMMED if name in limits}
-        margin = 0.01 * attempt
-        left.update({name: max(1.0, limits[name] * (1 - margin) - rest[name]) for name in rest})
+        rest = {name: count for name, count in beside_sites(space, plan, whole).items() if name in limits}
+        margin = 0.01 * attempts[plan.join_bits]
+        attempts[plan.join_bits] += 1
+        left[plan.join_bits].update(
+            {name: max(1.0, limits[name] * (1 - margin) - beside) for name, beside in rest.items()}
+        )
         try:
             plan = quick(left)
         except PreconditionError as error:
@@ -168,7 +212,7 @@ def plan_within(
             ) from error
     else:
         raise PreconditionError(
-            f"{_MOST_ATTEMPTS - 1} plans on {target} had more than the limits as FINN estimates them, the last one by "
+            f"{sum(attempts.values()) - 1} plans on {target} had more than the limits as FINN estimates them, the last one by "
             f"{max(whole[name] / limit for name, limit in limits.items() if name in whole) - 1:.1%}; raise the budget by so much"
         )
     better = thorough(left)
@@ -185,13 +229,13 @@ def plan_within(
     return replace(plan, explanation=replace(why, budget=dict(limits), totals={**why.totals, **whole}, target=told))
 
 
-def require_place_for_sites(space: Space, limits: Mapping[str, float], join_bits: int) -> None:
+def require_place_for_sites(space: Space, limits: Mapping[str, float]) -> None:
     """Raise PreconditionError where `plan_within` would find no plan to begin with, whatever the choices lose."""
     try:
-        require_place(space, _more(limits, _OVERRATED), join_bits)
+        require_place(space, for_all(space.join_bits, _more(limits, _OVERRATED)))
     except PreconditionError:
         try:
-            require_place(space, limits, join_bits)
+            require_place(space, for_all(space.join_bits, limits))
         except PreconditionError as error:
             raise PreconditionError(
                 f"{error}; or lower join_bits, ask for fewer frames/s or choose a larger board"
@@ -202,12 +246,12 @@ def _within(whole: Prices, limits: Mapping[str, float]) -> bool:
     return all(whole[name] <= limit for name, limit in limits.items() if name in whole)
 
 
-def _first(limits: Mapping[str, float], quick: Callable[[Mapping[str, float]], Plan]) -> Plan:
+def _first(limits: Mapping[str, float], join_bits: Sequence[Bits], quick: Planner) -> Plan:
     """A plan of about half the limits if there is one; of more than all where the sum over the sites overrates it."""
     for share in (0.5, 0.75, 1.0, _OVERRATED):
         with suppress(PreconditionError):
-            return quick(_more(limits, share))
-    return quick(limits)
+            return quick(for_all(join_bits, _more(limits, share)))
+    return quick(for_all(join_bits, limits))
 
 
 def _more(limits: Mapping[str, float], share: float) -> dict[str, float]:

@@ -7,7 +7,8 @@ without factorization, that of width 1 and the best uniform one: on these images
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import product
 
@@ -18,36 +19,39 @@ from torch.utils._pytree import tree_leaves
 from fxfactor.errors import PreconditionError
 from fxfactor.graph.capture import capture
 from fxfactor.plan.explanation import Alternative, Explanation, SiteExplanation, tightest
+from fxfactor.plan.layer_plan import LayerPlan
 from fxfactor.plan.plan import Plan
 from fxfactor.planning.integer_program import solve
 from fxfactor.planning.sensitivity import Measure, SiteErrors
-from fxfactor.planning.space import Option, SiteOptions, Space
+from fxfactor.planning.space import Option, Shape, SiteOptions, Space
 from fxfactor.quantization.levels import Bits
 from fxfactor.quantization.plain_copy import freeze
 from fxfactor.recipe import transform
+
+Limits = Mapping[Bits, Mapping[str, float]]
+"""Budgets by the bits of tensors that enter additions: what else the network needs beside its sites depends on these."""
 
 
 def candidates(
     space: Space,
     errors: dict[str, SiteErrors],
-    limits: Mapping[str, float],
+    limits: Limits,
     measures: Sequence[Measure],
-    join_bits: Bits,
 ) -> list[Plan]:
     """Different plans within the limits: by each measure, and for several measures also in one piece and uniform.
 
     Raises PreconditionError where nothing meets the limits.
     """
-    plans = [best_plan(space, errors, limits, measure, join_bits) for measure in measures]
+    plans = [best_plan(space, errors, limits, measure) for measure in measures]
     if len(measures) > 1:
         for smaller in _smaller(space):
             for measure in measures:
                 try:
-                    plans.append(best_plan(smaller, errors, limits, measure, join_bits))
+                    plans.append(best_plan(smaller, errors, limits, measure))
                 except PreconditionError:  # this space has nothing small enough for the budget
                     break
         for measure in measures:
-            plans.extend(uniform_plan(space, errors, limits, measure, join_bits))
+            plans.extend(uniform_plan(space, errors, limits, measure))
     return [plan for index, plan in enumerate(plans) if plan not in plans[:index]]
 
 
@@ -58,17 +62,48 @@ def _smaller(space: Space) -> list[Space]:
     return [replace(space, shapes=each) for each in ([whole] if narrow in (whole, space.shapes) else [whole, narrow])]
 
 
-def best_plan(
-    space: Space, errors: dict[str, SiteErrors], limits: Mapping[str, float], measure: Measure, join_bits: Bits
-) -> Plan:
-    """Solve for one budget; measured errors serve many."""
-    options = options_of(space, errors, measure)
-    return _plan(options, solve(options, limits), limits, space, measure, join_bits)
+def for_all(join_bits: Iterable[Bits], limits: Mapping[str, float]) -> Limits:
+    """The same limits, whatever bits tensors that enter additions have."""
+    return dict.fromkeys(join_bits, limits)
 
 
-def require_place(space: Space, limits: Mapping[str, float], join_bits: Bits) -> None:
+def best_plan(space: Space, errors: dict[str, SiteErrors], limits: Limits, measure: Measure) -> Plan:
+    """Solve for one budget; measured errors serve many.
+
+    Bits of tensors that enter additions are the same everywhere: the program is solved for each number of them, and the
+    solution of the least loss, theirs with it, is the optimum over both.
+    """
+    return _solved(space, errors, limits, measure)[1]
+
+
+def _solved(space: Space, errors: dict[str, SiteErrors], limits: Limits, measure: Measure) -> tuple[float, Plan]:
+    """The loss of the best plan, and the plan."""
+    found: list[tuple[float, Plan]] = []
+    refused: PreconditionError | None = None
+    for join_bits in reversed(space.join_bits):
+        options = options_of(space, errors, measure, join_bits)
+        try:
+            chosen = solve(options, limits[join_bits])
+        except PreconditionError as error:
+            refused = error
+            continue
+        loss = sum(option.loss for option in chosen) + _loss_of_joins(errors, space, measure, join_bits)
+        found.append((loss, _plan(options, chosen, limits[join_bits], space, measure, join_bits)))
+    if not found:
+        assert refused is not None
+        raise refused  # with the fewest bits, which need the least
+    return min(found, key=lambda each: each[0])
+
+
+def _loss_of_joins(errors: Mapping[str, SiteErrors], space: Space, measure: Measure, bits: Bits) -> float:
+    """What rounding the tensors that enter additions loses; not measured where there is no choice."""
+    joins = [name for name in errors if name not in space.shapes]
+    return sum(errors[name].of(Shape(), LayerPlan(activation_bits=bits), measure) for name in joins)
+
+
+def require_place(space: Space, limits: Limits) -> None:
     """Raise PreconditionError where no choices are within the limits: costs tell, before any loss is measured."""
-    best_plan(space, {name: _NoErrors() for name in space.shapes}, limits, "both", join_bits)
+    best_plan(space, {name: _NoErrors() for name in space.shapes}, limits, "both")
 
 
 class _NoErrors(SiteErrors):
@@ -79,47 +114,31 @@ class _NoErrors(SiteErrors):
         return 0.0
 
 
-def uniform_plan(
-    space: Space, errors: dict[str, SiteErrors], limits: Mapping[str, float], measure: Measure, join_bits: Bits
-) -> Iterator[Plan]:
+def uniform_plan(space: Space, errors: dict[str, SiteErrors], limits: Limits, measure: Measure) -> Iterator[Plan]:
     """The plan of least expected loss that has the same weight and activation bits and the same level everywhere.
 
     Nothing where none is within the limits. The first and the last layer keep their own bits. A level stands here for
     the n-th shape of every site, or its last.
     """
-    options = options_of(space, errors, measure)
-    of_layer = [{option.layer: option for option in site.options} for site in options]
-    found: list[tuple[float, list[Option]]] = []
+    found = []
+    for smaller in _uniform(space):
+        with suppress(PreconditionError):
+            found.append(_solved(smaller, errors, limits, measure))
+    if found:
+        yield min(found, key=lambda each: each[0])[1]
+
+
+def _uniform(space: Space) -> Iterator[Space]:
+    """What every uniform plan may choose from: nothing but its folding."""
     inner = [name for name in space.shapes if len(space.weight_bits[name]) > 1 or len(space.activation_bits[name]) > 1]
     pairs = product(space.weight_bits[inner[0]], space.activation_bits[inner[0]]) if inner else ()
     for (weight, activation), level in product(pairs, range(max(map(len, space.shapes.values())))):
-        chosen = []
-        for name, known in zip(space.shapes, of_layer, strict=True):
-            shape = space.shapes[name][min(level, len(space.shapes[name]) - 1)]
-            matching = [
-                option
-                for layer, option in known.items()
-                if (layer.groups, layer.mid) == (shape.groups, shape.mid)
-                and layer.weight_bits == (weight if name in inner else space.weight_bits[name][0])
-                and layer.activation_bits == (activation if name in inner else space.activation_bits[name][0])
-            ]
-            chosen.extend(matching[:1])
-        if len(chosen) == len(options) and _agree(options, chosen) and _within(totals_of(chosen, limits), limits):
-            found.append((sum(option.loss for option in chosen), chosen))
-    if found:
-        _, best = min(found, key=lambda each: each[0])
-        yield _plan(options, best, limits, space, measure, join_bits)
-
-
-def _agree(sites: Sequence[SiteOptions], chosen: Sequence[Option]) -> bool:
-    """Whether sites that share a quantizer have the same activation bits."""
-    bits: dict[str, Bits] = {}
-    pairs = zip(sites, chosen, strict=True)
-    return all(bits.setdefault(site.shares, o.layer.activation_bits) == o.layer.activation_bits for site, o in pairs)
-
-
-def _within(totals: Mapping[str, float], limits: Mapping[str, float]) -> bool:
-    return all(totals[name] <= limit for name, limit in limits.items())
+        yield replace(
+            space,
+            shapes={name: (shapes[min(level, len(shapes) - 1)],) for name, shapes in space.shapes.items()},
+            weight_bits={n: (weight,) if n in inner else bits[:1] for n, bits in space.weight_bits.items()},
+            activation_bits={n: (activation,) if n in inner else bits[:1] for n, bits in space.activation_bits.items()},
+        )
 
 
 def totals_of(chosen: Sequence[Option], limits: Mapping[str, float]) -> dict[str, float]:
@@ -127,15 +146,15 @@ def totals_of(chosen: Sequence[Option], limits: Mapping[str, float]) -> dict[str
     return {name: (max if name == "cycles" else sum)(option.costs[name] for option in chosen) for name in limits}
 
 
-def options_of(space: Space, errors: dict[str, SiteErrors], measure: Measure) -> list[SiteOptions]:
-    """Every choice at every site with its loss and costs."""
+def options_of(space: Space, errors: dict[str, SiteErrors], measure: Measure, join_bits: Bits) -> list[SiteOptions]:
+    """Every choice at every site with its loss and costs, in every folding that may be best."""
     return [
         SiteOptions(
             name,
             space.sharing[name],
             tuple(
-                Option(layer, errors[name].of(shape, layer, measure), space.costs(name, shape, layer))
-                for shape, layer in space.layers(name)
+                Option(layer, errors[name].of(shape, layer, measure), costs)
+                for shape, layer, costs in space.options(name, join_bits)
             ),
         )
         for name in space.shapes

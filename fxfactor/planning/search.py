@@ -8,7 +8,8 @@ reinforcement learning.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from fxfactor.graph.watching import images_of
 from fxfactor.plan.budget import HARDWARE, UNITS, Budget
 from fxfactor.plan.ladder import Level
 from fxfactor.plan.plan import Plan
-from fxfactor.planning.plans import best_plan, candidates, closest, require_place
+from fxfactor.planning.plans import Limits, best_plan, candidates, closest, for_all, require_place
 from fxfactor.planning.sensitivity import MEASURES, Measure, measure_errors
 from fxfactor.planning.space import space_of
 from fxfactor.quantization.levels import Bits
@@ -47,7 +48,7 @@ def search(
     activation_bits: Sequence[Bits] | None = None,
     widths: Sequence[float] = (1,),
     boundary_bits: Bits = 8,
-    join_bits: Bits = 8,
+    join_bits: Bits | Sequence[Bits] = 8,
     keep: Iterable[str] = (),
     measure: Measure | Sequence[Measure] = ("both", "output", "weighted"),
     images: int = 512,
@@ -64,8 +65,9 @@ def search(
     budget: `Budget(bops=0.05)`, one limit or several. levels: their groups are the shapes to choose from, one piece is
     always among them. bits: for weights and activations; `weight_bits` and `activation_bits` where they differ; (None,)
     for floating point. widths: channels between the factors, as multiples of the input channels. boundary_bits: of the
-    first layer and the last, None to let the search choose. join_bits: of tensors that enter additions. keep: module
-    paths that are not factorized. images: so many of `loader` are used, at most.
+    first layer and the last, None to let the search choose. join_bits: of tensors that enter additions, the same for all;
+    several for the search to choose from. keep: module paths that are not factorized. images: so many of `loader` are used,
+    at most.
     measure: "both", "loss", "output", "weighted" or, for a network that is trained afterwards, "recovered"; see
     `fxfactor.planning.sensitivity`. One gives the plan that the integer
     program finds by it. Of several each gives one, others are added (`fxfactor.planning.plans`), and the one whose network,
@@ -94,32 +96,31 @@ def search(
         widths,
         boundary_bits,
         keep,
+        join_bits,
     )
     if space.weight_bits and all(
         each == (None,) for each in (*space.weight_bits.values(), *space.activation_bits.values())
     ):
-        join_bits = None
+        space = replace(space, join_bits=(None,))
     if target is None:
-        limits = budget.limits(space.whole)
-        require_place(space, limits, join_bits)
+        limits = for_all(space.join_bits, budget.limits(space.whole))
+        require_place(space, limits)
         errors = measure_errors(graph, batches, space)
-        return closest(model, candidates(space, errors, limits, measures, join_bits), batches)
+        return closest(model, candidates(space, errors, limits, measures), batches)
     from fxfactor.planning.board import board_limits, plan_within, price_space, require_place_for_sites
 
-    if join_bits is None:
-        raise PreconditionError("FINN computes in integers; give join_bits and bits, not None, with a board")
-    space = price_space(graph, space, target, join_bits)
+    space = price_space(graph, space, target)
     within = board_limits(budget, space.whole, target)
-    require_place_for_sites(space, within, join_bits)
+    require_place_for_sites(space, within)
     errors = measure_errors(graph, batches, space)
 
-    def quick(limits: Mapping[str, float]) -> Plan:
-        return best_plan(space, errors, limits, measures[0], join_bits)
+    def quick(limits: Limits) -> Plan:
+        return best_plan(space, errors, limits, measures[0])
 
-    def thorough(limits: Mapping[str, float]) -> Plan:
-        return closest(model, candidates(space, errors, limits, measures, join_bits), batches)
+    def thorough(limits: Limits) -> Plan:
+        return closest(model, candidates(space, errors, limits, measures), batches)
 
-    return plan_within(within, quick, thorough, model, batches[0][:1], target)
+    return plan_within(space, within, quick, thorough, model, batches[0][:1], target)
 
 
 def _target(

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
 
 from fxfactor.errors import PreconditionError
 from fxfactor.factors.fit import fitted_factors
@@ -38,6 +39,7 @@ from fxfactor.factors.fit_to_outputs import importance_of, receiver_of_shift
 from fxfactor.factors.least_squares import PatchMoments
 from fxfactor.factors.lockstep import moments_of
 from fxfactor.factors.weights import Factors, svd_factors
+from fxfactor.graph.dataflow import is_addition, tensor_inputs
 from fxfactor.graph.questions import Site, shape_of, sites
 from fxfactor.graph.watching import record
 from fxfactor.passes.factorize_depth import convolution_like, pointwise_like
@@ -103,6 +105,9 @@ class SiteErrors:
 def measure_errors(graph: GraphModule, images: Sequence[Tensor], space: Space) -> dict[str, SiteErrors]:
     """The errors of all that `space` allows at every site of a captured graph, on batches of images.
 
+    Where `space` lets bits of tensors that enter additions be chosen, also what rounding them loses at each addition, under
+    a name that is no site's, as the activations of a layer in one piece.
+
     Factors are fitted on the first half of the images and judged on the second.
 
     Cost: about as many runs of every layer as it has shapes × (weight bits + activation bits), and DRAWS backward passes.
@@ -134,10 +139,11 @@ def _chunk_size(graph: GraphModule) -> int:
 
 @dataclass(frozen=True)
 class _Taps:
-    """What enters and leaves the sites on some images, and the network's output."""
+    """What enters and leaves the sites and additions on some images, and the network's output."""
 
     inputs: dict[Node, Tensor]
     outputs: dict[Node, Tensor]
+    joined: dict[Node, Tensor]
     result: Any
 
 
@@ -148,6 +154,8 @@ class _Sensitivity:
         self.graph, self.space, self.size = graph, space, size
         self.sites = sites(graph)
         self.calls = [(name, node) for name, site in self.sites.items() for (node,) in site.calls]
+        several = len(space.join_bits) > 1  # else there is nothing to choose
+        self.joins = {f"into {node.name}": node for node in graph.graph.nodes if several and is_addition(node)}
         self.factors: dict[str, dict[Shape, Factors]] = {name: {} for name in self.sites}
         self.histograms: dict[tuple[str, Shape], Histogram] = {}
         self.limits: dict[tuple[str, Shape, Bits], tuple[float, bool]] = {}
@@ -164,6 +172,9 @@ class _Sensitivity:
             del moments[name]
         for part in images[:_HISTOGRAM_IMAGES].split(self.size):
             taps = self._run(part)
+            for name, node in self.joins.items():
+                for source in tensor_inputs(node):
+                    self.histograms.setdefault((name, Shape()), Histogram()).add(taps.joined[source])
             for name, site in self.sites.items():
                 for shape in self.space.shapes[name]:
                     for (node,) in site.calls:
@@ -183,27 +194,39 @@ class _Sensitivity:
 
     def _run(self, images: Tensor) -> _Taps:
         source = {node: node.all_input_nodes[0] for _, node in self.calls}
-        result, values = record(self.graph, (images,), {*source, *source.values()})
-        return _Taps({node: values[x].detach() for node, x in source.items()}, {n: values[n] for n in source}, result)
+        joined = {x for node in self.joins.values() for x in tensor_inputs(node)}
+        result, values = record(self.graph, (images,), {*source, *source.values(), *self.joins.values(), *joined})
+        return _Taps(
+            {node: values[x].detach() for node, x in source.items()},
+            {node: values[node] for node in (*source, *self.joins.values())},
+            {x: values[x].detach() for x in joined},
+            result,
+        )
 
     # ---- judging ----
 
     def judge(self, images: Tensor) -> dict[str, SiteErrors]:
         """The errors of every choice at every site."""
         generator = torch.Generator().manual_seed(0)
-        sums = {name: SiteErrors() for name in self.sites}
-        spread = {name: torch.zeros((), dtype=torch.float64) for name in self.sites}
+        places = [*self.calls, *self.joins.items()]
+        sums = {name: SiteErrors() for name in (*self.sites, *self.joins)}
+        spread = {name: torch.zeros((), dtype=torch.float64) for name in sums}
         for part in track(images.split(self.size), "measuring sensitivity"):
             part = part.clone().requires_grad_(True)
             with torch.enable_grad():
                 taps = self._run(part)
-                outputs = [taps.outputs[node] for _, node in self.calls]
+                outputs = [taps.outputs[node] for _, node in places]
                 gradients = gradients_of(taps.result, outputs, generator)
-            for (name, node), y, g in zip(self.calls, outputs, gradients, strict=True):
-                site, y = self.sites[name], y.detach()
+            for (name, node), y, g in zip(places, outputs, gradients, strict=True):
+                y = y.detach()
                 spread[name] += (y - y.mean(0, keepdim=True)).square().sum(dtype=torch.float64).cpu()
                 with torch.no_grad():
-                    for table, key, delta in self._changes(name, site, taps.inputs[node], y):
+                    changes = (
+                        self._changes(name, self.sites[name], taps.inputs[node], y)
+                        if name in self.sites
+                        else self._changes_of_join(name, taps.joined, y)
+                    )
+                    for table, key, delta in changes:
                         values: dict[Any, Tensor] = getattr(sums[name], table)
                         values[key] = values.get(key, 0) + both_measures(delta, g).cpu()
         for name, errors in sums.items():
@@ -227,6 +250,21 @@ class _Sensitivity:
                     continue
                 rounded_weight = self._rounded(name, Shape(), x, bits)
                 yield "activations", (shape, bits), self._apply(name, site, shape, rounded_weight, None, bits) - exact
+
+    def _changes_of_join(
+        self, name: str, joined: Mapping[Node, Tensor], y: Tensor
+    ) -> Iterator[tuple[str, Any, Tensor]]:
+        """The same for an addition whose inputs are rounded, to the levels of one quantizer."""
+        node, nothing = self.joins[name], torch.zeros_like(y)
+        yield "factors", Shape(), nothing
+        yield "weights", (Shape(), None), nothing
+        for bits in self.space.join_bits:
+            if bits is None:
+                yield "activations", (Shape(), bits), nothing
+                continue
+            rounded = {x: self._rounded(name, Shape(), joined[x], bits) for x in tensor_inputs(node)}
+            given = map_arg((node.args, node.kwargs), rounded.__getitem__)
+            yield "activations", (Shape(), bits), _called(node, *given) - y
 
     def _apply(
         self, name: str, site: Site, shape: Shape, x: Tensor, weight_bits: Bits, middle_bits: Bits = None
@@ -261,6 +299,13 @@ class _Sensitivity:
             self.limits[key] = best_limit(histogram, bits, signed), signed
         limit, signed = self.limits[key]
         return round_to_levels(x, scale_at(limit, bits, signed), *integer_range(bits, signed))
+
+
+def _called(node: Node, arguments: Sequence[Any], options: Mapping[str, Any]) -> Tensor:
+    """What a node that adds gives for other inputs."""
+    if node.op == "call_method":
+        return cast(Tensor, getattr(arguments[0], str(node.target))(*arguments[1:], **options))
+    return cast(Tensor, cast(Any, node.target)(*arguments, **options))
 
 
 def _fit(site: Site, shape: Shape, moments: PatchMoments) -> Factors:

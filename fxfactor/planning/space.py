@@ -47,11 +47,16 @@ class Shape:
     mid: int | None = None
 
 
+Choice = tuple[str, Shape, LayerPlan, Bits]
+"""A site, what becomes of it, and the bits of tensors that enter additions."""
+
+
 @dataclass(frozen=True)
 class Space:
     """What a search may choose: the shapes and bits of every site, MACs and weights of each, and who shares bits.
 
-    whole: costs of the network in one piece at 32 bits, and what the board has. hardware: FINN's costs of every choice.
+    whole: costs of the network in one piece at 32 bits, and what the board has. join_bits: what tensors that enter additions
+    may have, all the same. hardware: FINN's costs of every choice with these, for each folding that may be best.
     """
 
     shapes: Mapping[str, tuple[Shape, ...]]
@@ -61,7 +66,8 @@ class Space:
     macs: Mapping[str, Mapping[Shape, int]]
     weights: Mapping[str, Mapping[Shape, int]]
     whole: Mapping[str, float] = field(default_factory=dict)
-    hardware: Mapping[tuple[str, Shape, LayerPlan], Mapping[str, float]] = field(default_factory=dict)
+    join_bits: tuple[Bits, ...] = (8,)
+    hardware: Mapping[Choice, tuple[Mapping[str, float], ...]] = field(default_factory=dict)
 
     def layers(self, site: str) -> Iterator[tuple[Shape, LayerPlan]]:
         """Every layer plan that the site can have, with its shape."""
@@ -70,15 +76,21 @@ class Space:
                 for activation in self.activation_bits[site]:
                     yield shape, LayerPlan(shape.groups, shape.mid, weight, activation)
 
+    def options(self, site: str, join_bits: Bits) -> Iterator[tuple[Shape, LayerPlan, dict[str, float]]]:
+        """Every layer plan that the site can have, with its shape and costs; several times where there are several foldings."""
+        for shape, layer in self.layers(site):
+            costs = self.costs(site, shape, layer)
+            for hardware in self.hardware.get((site, shape, layer, join_bits), ({},)):
+                yield shape, layer, {**costs, **hardware}
+
     def costs(self, site: str, shape: Shape, layer: LayerPlan) -> dict[str, float]:
-        """MACs, BOPs and bits of weights, as `fxfactor.cost` counts them, and FINN's costs where they are known."""
+        """MACs, BOPs and bits of weights, as `fxfactor.cost` counts them."""
         macs, weights = self.macs[site][shape], self.weights[site][shape]
         weight_bits, activation_bits = layer.weight_bits or FLOAT_BITS, layer.activation_bits or FLOAT_BITS
         return {
             "macs": macs,
             "bops": macs * weight_bits * activation_bits,
             "weight_bits": weights * weight_bits,
-            **self.hardware.get((site, shape, layer), {}),
         }
 
 
@@ -91,11 +103,13 @@ def space_of(
     widths: Sequence[float] = (1,),
     boundary_bits: Bits = 8,
     keep: Iterable[str] = (),
+    join_bits: Bits | Sequence[Bits] = 8,
 ) -> Space:
     """Lay out the space of a search on a captured graph.
 
     levels: their groups are the shapes to choose from, one piece is always among them. widths: mid / C_in of the
-    factors. boundary_bits: bits of the first and the last layer, None to let the search choose.
+    factors. boundary_bits: bits of the first and the last layer, None to let the search choose. join_bits: of tensors that enter
+    additions, the same everywhere; several to choose from.
     """
     known = sites(graph)
     kept = kept_sites(graph, keep)
@@ -124,6 +138,7 @@ def space_of(
         macs,
         weights,
         {"macs": total[0], "bops": total[0] * FLOAT_BITS**2, "weight_bits": total[1] * FLOAT_BITS},
+        _bits(join_bits if isinstance(join_bits, Sequence) else (join_bits,), bits, "join_bits"),
     )
 
 

@@ -36,10 +36,10 @@ def told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def test_options_become_arguments(told: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*COMMAND, "--board", "KV260_SOM", "--target-fps", "10_000", "--limit", "lut=65000", "--epochs", "3", "--plans", "2",
-               "--levels", "0,depthwise", "--bits", "4,8", "--widths", "1", "--join-bits", "6", "--keep", "3", "--batch-size", "5",
+               "--levels", "0,depthwise", "--bits", "4,8", "--widths", "1", "--join-bits", "4,6", "--keep", "3", "--batch-size", "5",
                "--workers", "2", "--ray") == 0  # fmt: skip
     wanted = {"board": "KV260_SOM", "target_fps": 10_000, "clock_ns": 5.0, "limits": {"lut": 65000}, "epochs": 3, "plans": 2,
-              "levels": (0, "depthwise"), "bits": (4, 8), "widths": (1,), "join_bits": 6, "keep": ("3",),
+              "levels": (0, "depthwise"), "bits": (4, 8), "widths": (1,), "join_bits": (4, 6), "keep": ("3",),
               "workers": 2, "engine": "ray"}  # fmt: skip
     assert {name: tuple(told[name]) if isinstance(told[name], list) else told[name] for name in wanted} == wanted
     assert told["tolerance"] is None

@@ -19,7 +19,7 @@ from fxfactor.finn.target import Target
 from fxfactor.planning import board
 
 pytestmark = pytest.mark.finn
-CHOICES = Choices(levels=(0, 2, "depthwise"), bits=(2, 4), widths=(1,), boundary_bits=8, join_bits=4, keep=())
+CHOICES = Choices(levels=(0, 2, "depthwise"), bits=(2, 4), widths=(1,), boundary_bits=8, join_bits=(4,), keep=())
 
 
 def images() -> list[torch.Tensor]:
@@ -47,9 +47,9 @@ def test_for_the_highest_speed_plans_lie_at_speeds_each_twice_the_one_before(mon
     asked: list[tuple[int, bool]] = []
     real = board.price_space
 
-    def price_space(graph: Any, space: Any, target: Target, join_bits: int) -> Any:
+    def price_space(graph: Any, space: Any, target: Target) -> Any:
         asked.append((target.cycles, len(next(iter(space.weight_bits.values()))) == 1))
-        return real(graph, space, target, join_bits)
+        return real(graph, space, target)
 
     monkeypatch.setattr(module, "price_space", price_space)
     choices = replace(CHOICES, boundary_bits=None)

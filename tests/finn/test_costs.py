@@ -13,18 +13,19 @@ from networks import ResidualNet, randomized
 import fxfactor
 from fxfactor import Budget, FinnError, Plan, PreconditionError
 from fxfactor.finn.integer.forms import Form
-from fxfactor.finn.layer_costs import Geometry, chains, price, thresholds
+from fxfactor.finn.layer_costs import Geometry, chains, cheapest, price, summed, thresholds, total
 from fxfactor.finn.target import Target
+from fxfactor.planning import board as module
 from fxfactor.planning.board import (
     HardwareLayers,
     board_limits,
     chains_in,
-    cheapest_chains,
     estimate_plan,
+    plan_within,
     price_space,
     target_of,
 )
-from fxfactor.planning.plans import best_plan
+from fxfactor.planning.plans import best_plan, for_all
 from fxfactor.planning.sensitivity import measure_errors
 from fxfactor.planning.space import Shape, space_of
 
@@ -82,7 +83,7 @@ def test_refusals() -> None:
         torch.nn.Sequential(torch.nn.Conv1d(3, 8, 3), torch.nn.ReLU()), torch.randn(1, 3, 8)
     ).eval()
     with pytest.raises(PreconditionError, match="is a Conv1d, which FINN has no hardware for"):
-        price_space(graph, space_of(graph, (0,), (4,)), Target("ZCU104"), 8)
+        price_space(graph, space_of(graph, (0,), (4,)), Target("ZCU104"))
 
 
 def test_a_target_in_cycles_and_limits_of_a_board() -> None:
@@ -111,7 +112,11 @@ def test_sites_cost_what_finn_estimates_for_them_in_the_whole_network(board: str
     every = {name: list(layers.parts(name, Shape(x.groups, x.mid), x)) for name, x in plan.layers.items()}
     prices = price([chain for part in every.values() for chain in chains_in(part)], target)
     parts = {
-        name: [chain for forms in part for chain in cheapest_chains(forms, prices, target)]
+        name: [
+            chain
+            for forms in part
+            for chain in forms[cheapest({form: total(found, prices) for form, found in forms.items()}, target)]
+        ]
         for name, part in every.items()
     }
     # look-up tables differ: in the network a layer is folded so that width converters, which cost much, go
@@ -129,8 +134,8 @@ def test_sites_cost_what_finn_estimates_for_them_in_the_whole_network(board: str
             assert sum(each[f"finn_{name}"] for each in mine) == pytest.approx(finns, rel=0.02)
         assert max(each["cycles"] for each in mine) == max(each.cycles for each in there)
         assert sum(each["lut"] for each in mine) == pytest.approx(sum(each.resources.lut for each in there), rel=0.1)
-    total = sum(prices[chain]["lut"] for counts in parts.values() for chain in counts)
-    assert total == pytest.approx(whole.total.lut, rel=0.3)  # thresholds are as wide as the sums that bits allow
+    luts = sum(prices[chain]["lut"] for counts in parts.values() for chain in counts)
+    assert luts == pytest.approx(whole.total.lut, rel=0.3)  # thresholds are as wide as the sums that bits allow
 
 
 @pytest.mark.slow
@@ -164,10 +169,83 @@ def test_for_resnet20_the_answer_differs_by_board(realdata: Any) -> None:
     for board in ("Pynq-Z2", "ZCU104"):
         budget = Budget(lut=40_000)  # as many LUTs for both: what is left differs
         target = target_of(board, 10, 3000, budget, None)
-        priced = price_space(graph, space, target, 8)
+        priced = price_space(graph, space, target)
         limits = board_limits(budget, priced.whole, target)
-        plans[board] = best_plan(priced, errors, limits, "both", 8)
+        plans[board] = best_plan(priced, errors, for_all(priced.join_bits, limits), "both")
     assert plans["Pynq-Z2"] != plans["ZCU104"]
     loss = {board: sum(each.loss for each in plan.explain().layers.values()) for board, plan in plans.items()}
     assert loss["ZCU104"] < loss["Pynq-Z2"]
     assert plans["Pynq-Z2"].explain().totals["dsp"] <= 220
+
+
+@pytest.mark.finn
+def test_a_choice_has_several_foldings_of_which_the_first_is_that_of_a_whole_board() -> None:
+    graph = fxfactor.capture(randomized(ResidualNet(16)), _images()[0][:1]).eval()
+    target = Target("Pynq-Z2", target_fps=20_000)
+    space = price_space(graph, space_of(graph, (2,), (4,)), target)
+    layers, least = HardwareLayers(graph, 8), {}
+    for (name, shape, layer, _), foldings in space.hardware.items():
+        part = list(layers.parts(name, shape, layer))
+        prices = price([chain for forms in part for each in forms.values() for chain in each], target)
+        plain = []
+        for forms in part:
+            sums = {form: total(found, prices) for form, found in forms.items()}
+            plain.append(sums[cheapest(sums, target)])
+        assert foldings[0] == {key: pytest.approx(value) for key, value in summed(plain).items()}
+        for index, each in enumerate(foldings):
+            assert each["cycles"] <= target.cycles
+            for before in foldings[:index]:
+                assert any(each[key] < before[key] for key in ("lut", "bram", "dsp", "uram", "cycles"))
+        least[name, shape] = [min(each[key] for each in foldings) for key in ("lut", "bram", "dsp")]
+        assert any(least[name, shape][i] < foldings[0][key] for i, key in enumerate(("lut", "bram", "dsp")))
+    first = replace(space, hardware={key: foldings[:1] for key, foldings in space.hardware.items()})
+    roomy = {"lut": 1e9, "bram": 1e9, "dsp": 1e9}
+    errors = measure_errors(graph, _images(), space)
+    taken = best_plan(first, errors, {8: roomy}, "both").explain().totals
+    tight = {8: {**roomy, "lut": 0.8 * taken["lut"]}}
+    plans = [best_plan(each, errors, tight, "both") for each in (first, space)]
+    losses = [sum(each.loss for each in plan.explain().layers.values()) for plan in plans]
+    assert losses[1] < losses[0]
+
+
+def test_what_is_beside_the_sites_is_taken_off_for_each_number_of_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = fxfactor.capture(randomized(ResidualNet(16)), _images()[0][:1]).eval()
+    space = space_of(graph, (0,), (2, 4), join_bits=(4, 8))
+    costs = {
+        (name, shape, layer, bits): ({"lut": 100.0 * layer.weight_bits, "cycles": 1.0},)
+        for name in space.shapes
+        for shape, layer in space.layers(name)
+        for bits in (4, 8)
+    }
+    space = replace(space, hardware={key: tuple({**each, "bram": 0.0, "dsp": 0.0, "uram": 0.0} for each in found)
+                                     for key, found in costs.items()})  # fmt: skip
+    errors = measure_errors(graph, _images(), space)
+    sites = len(space.shapes)
+    ends = 2 * 100 * 8  # the first layer and the last have 8 bits
+    fine, coarse = (ends + 100 * bits * (sites - 2) for bits in (4, 2))
+    asked: list[Any] = []
+
+    def whole(model: Any, plan: Plan, example: Any, target: Any) -> dict[str, float]:
+        asked.append(plan.join_bits)
+        mine = sum(100.0 * (layer.weight_bits or 0) for layer in plan.layers.values())
+        return {"lut": mine + beside[plan.join_bits], "bram": 0, "dsp": 0, "uram": 0, "cycles": 1}
+
+    monkeypatch.setattr(module, "estimate_plan", whole)
+
+    def found(limit: float) -> Plan:
+        def planner(limits: Any) -> Plan:
+            return best_plan(space, errors, limits, "both")
+
+        model, example = randomized(ResidualNet(16)), _images()[0][:1]
+        return plan_within(space, {"lut": limit}, planner, planner, model, example, Target("ZCU104"))
+
+    beside: dict[Any, float] = {8: 500, 4: 300}
+    assert found(fine + 501).join_bits == 8
+    assert set(asked) == {8}  # fewer bits are looked at where they are needed only
+    kept = found(fine + 301)
+    assert (kept.join_bits, kept.explain().totals["lut"]) == (4, fine + 300)
+    assert found(coarse + 301).explain().totals["lut"] == coarse + 300
+    with pytest.raises(
+        PreconditionError, match=r"FINN counts \+300 look-up tables beside the layers .*; or lower join_bits"
+    ):
+        found(coarse + 299)

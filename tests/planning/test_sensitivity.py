@@ -8,9 +8,12 @@ from networks import ResidualNet, fingerprint, random_batches, randomized
 
 import fxfactor
 from fxfactor import LayerPlan
+from fxfactor.graph.dataflow import is_addition
+from fxfactor.graph.watching import record
 from fxfactor.planning.sensitivity import MEASURES, RECOVERED, Measure, measure_errors
 from fxfactor.planning.space import Shape, space_of
-from fxfactor.quantization.levels import rounded_weight
+from fxfactor.quantization.histogram import Histogram, best_limit
+from fxfactor.quantization.levels import integer_range, round_to_levels, rounded_weight, scale_at
 
 pytest.importorskip("scipy")
 
@@ -76,3 +79,29 @@ def test_ranges_come_from_the_first_half_and_errors_from_the_second() -> None:
     same, larger = (measure_errors(graph, [first, each], space)["stem.0"] for each in (second, 10 * second))
     key = Shape(), 4
     assert larger.activations[key][1] > 10 * same.activations[key][1]
+
+
+def test_what_rounding_the_inputs_of_an_addition_loses() -> None:
+    model, images = randomized(ResidualNet(16)), random_batches()
+    graph = fxfactor.capture(model, images[0][:1]).eval()
+    alone = measure_errors(graph, images, space_of(graph, (0,), (4,)))
+    errors = measure_errors(graph, images, space_of(graph, (0,), (4,), join_bits=(2, 4, 8)))
+    (join,) = errors.keys() - alone.keys()
+    lost = {bits: errors[join].of(Shape(), LayerPlan(activation_bits=bits), "output") for bits in (2, 4, 8)}
+    assert lost[2] > 4 * lost[4] > 16 * lost[8] > 0
+    assert all(errors[site].of(Shape(), LayerPlan(None, None, 4, 4), "loss") ==
+               alone[site].of(Shape(), LayerPlan(None, None, 4, 4), "loss") for site in ("block.conv1", "block.conv2"))  # fmt: skip
+    # by hand: the inputs of the addition on the images that are judged, rounded to the limit of the others
+    (node,) = [each for each in graph.graph.nodes if is_addition(each)]
+    fit, judge = torch.cat(images).chunk(2)
+    (_, seen), (_, inner) = (record(graph, (each,), {node, *node.all_input_nodes}) for each in (fit, judge))
+    histogram = Histogram()
+    for source in node.all_input_nodes:
+        histogram.add(seen[source])
+    limit = best_limit(histogram, 4, signed=True)
+    rounded = [
+        round_to_levels(inner[x], scale_at(limit, 4, True), *integer_range(4, True)) for x in node.all_input_nodes
+    ]
+    y = inner[node].detach()
+    change = (rounded[0] + rounded[1]).detach() - y
+    assert lost[4] == pytest.approx(float(change.square().sum() / (y - y.mean(0)).square().sum()), rel=0.02)

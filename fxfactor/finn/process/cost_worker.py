@@ -59,10 +59,11 @@ def build(chains: list[Any], part: str) -> tuple[Any, list[list[Any]]]:
     return model, [[next(placed) for _ in members] for members in nodes]
 
 
-def price(request: dict[str, Any], folding: Any) -> list[dict[str, float]]:
-    """LUTs, 18 kbit block RAMs, DSPs and UltraRAMs of every chain by us and by FINN, and the cycles of its slowest layer.
+def price(request: dict[str, Any], folding: Any) -> list[list[dict[str, float]]]:
+    """LUTs, 18 kbit block RAMs, DSPs and UltraRAMs of every chain, and the cycles of its slowest layer.
 
-    Each chain is folded and priced as `folding` does it in a whole network, its width converters left out.
+    Each chain is folded and priced as `folding` does it in a whole network, its width converters left out; once for each
+    emphasis of the request, the first time by FINN too.
     """
     from finn.builder.build_dataflow_config import DataflowBuildConfig
     from qonnx.custom_op.registry import getCustomOp
@@ -79,9 +80,10 @@ def price(request: dict[str, Any], folding: Any) -> list[dict[str, float]]:
     prices = []
     for members in chains:
         layers = [getCustomOp(node) for node in members]
-        ours, finns, cycles = folding.cheapest(layers, part, board, most_cycles, board[3] > 0)
-        priced = {**dict(zip(NAMES, ours, strict=True)), "cycles": cycles}
-        prices.append({**priced, **{f"finn_{name}": cost for name, cost in zip(NAMES, finns, strict=True)}})
+        found, finns = folding.foldings(layers, part, board, most_cycles, board[3] > 0, request["emphases"])
+        priced = [{**dict(zip(NAMES, ours, strict=True)), "cycles": cycles} for ours, cycles in found]
+        priced[0] |= {f"finn_{name}": cost for name, cost in zip(NAMES, finns, strict=True)}
+        prices.append(priced)
     return prices
 
 

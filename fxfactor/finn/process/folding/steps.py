@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from .fold import custom_of, edges, fold, is_narrow
 from .prices import finns, ours
 from .program import RESOURCES, Costs, Infeasible, add
 
-__all__ = ["Infeasible", "UnknownStream", "cheapest", "price", "prices_of", "write"]
+__all__ = ["Infeasible", "UnknownStream", "foldings", "price", "prices_of", "write"]
 
 
 def write(model: Any, config: Any, request: dict[str, Any], file: Path) -> dict[str, Any]:
@@ -86,11 +87,15 @@ def prices_of(node: Any, model: Any, part: str) -> dict[str, Costs]:
     return {"ours": ours(layer, part, is_narrow(model, node)), "finn": finns(layer, part)}
 
 
-def cheapest(layers: list[Any], part: str, board: Costs, most_cycles: int, ultra: bool) -> tuple[Costs, Costs, int]:
-    """Costs by us and by FINN, and cycles, of layers folded together without neighbours: the choice that `fold` makes.
+def foldings(
+    layers: list[Any], part: str, board: Costs, most_cycles: int, ultra: bool, emphases: Sequence[Costs]
+) -> tuple[list[tuple[Costs, int]], Costs]:
+    """Costs and cycles of layers folded together without neighbours, once for each emphasis; and FINN's costs of the first.
 
-    The least sum of shares of `board` at so many cycles; where none is fast enough, of the fastest.
+    The least sum of shares of `board`, each times its emphasis, at so many cycles; where none is fast enough, of the fastest.
+    With an emphasis of 1 on everything it is the choice that `fold` makes where no resource is short.
     """
+    import numpy as np
     from finn.util.basic import is_versal
 
     members, prices = [Member(layer, narrow=True) for layer in layers], Prices(versal=is_versal(part), ultra=ultra)
@@ -99,14 +104,15 @@ def cheapest(layers: list[Any], part: str, board: Costs, most_cycles: int, ultra
         every = candidates(members, part, prices, {})
         fewest = min(each.cycles for each in every)
         found = [each for each in every if each.cycles == fewest]
-    best = min(
-        found, key=lambda each: sum(cost / there for cost, there in zip(each.costs, board, strict=True) if there)
-    )
-    for member, attributes in zip(members, best.attributes.values(), strict=True):
+    there = np.array([each or np.inf for each in board])
+    shares = np.array([each.costs for each in found]) / there
+    chosen = [found[int((shares * emphasis).sum(1).argmin())] for emphasis in emphases]
+    for member, attributes in zip(members, chosen[0].attributes.values(), strict=True):
         member.attributes.update(attributes)
-        for name, value in attributes.items():  # in the node too, from which a block makes the unit that it asks
-            member.layer.set_nodeattr(name, value)
-    return best.costs, add(*(finns(member.layer, part) for member in members)), best.cycles
+        for name, value in attributes.items():
+            member.layer.set_nodeattr(name, value)  # in the node too, from which a block makes the unit that it asks
+    theirs = add(*(finns(member.layer, part) for member in members))
+    return [(each.costs, each.cycles) for each in chosen], theirs
 
 
 def _streams(model: Any, prices: Prices, depths: dict[str, int] | None) -> Any:
