@@ -4,7 +4,7 @@
     python benchmarks/exploration.py widths     ResNet-20 / CIFAR-10: the front of one width and that of four
     python benchmarks/exploration.py search     ResNet-20 / CIFAR-10: fxfactor.search as it is, with one width and with four
     python benchmarks/exploration.py budgets    ResNet-20 / CIFAR-10: searched, uniform and mixed-precision plans by budget
-    python benchmarks/exploration.py board      ResNet-20 / CIFAR-10: plans within a part of a board's LUTs, by choices of the program
+    python benchmarks/exploration.py board      ResNet-20 / CIFAR-10: plans within a part of a board, by what may be chosen
     python benchmarks/exploration.py resnet50   search on ResNet-50 at 224×224: time and memory
 
 All but the last need CIFAR-10 and trained weights: see data.py. Calibration and every choice use training images
