@@ -11,6 +11,7 @@ import os
 import pickle
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Any, Literal, Protocol, get_args
 
@@ -35,12 +36,36 @@ class Common(Protocol):
         """A worker that is ready to begin, in the process where it is to work."""
 
 
+@dataclass(frozen=True)
+class Crew:
+    """Who does the tasks: this process, as many processes of this machine, or a Ray cluster."""
+
+    workers: int = 1
+    engine: Engine = "local"
+
+    def __post_init__(self) -> None:
+        require_workers(self.workers, self.engine)
+
+    def steps(self, common: Common, tasks: Sequence[Any], caller: str) -> Iterator[Any]:
+        """The steps of all tasks; those of one task in their order, the tasks in any. `caller`: see `side_by_side`."""
+        if self.engine == "ray" or (self.workers > 1 and len(tasks) > 1):
+            yield from side_by_side(common, tasks, self.workers, self.engine, caller)
+            return
+        worker = common.worker()
+        for task in tasks:
+            yield from worker.steps(task)
+
+
 def require_workers(workers: int, engine: str) -> None:
     """Raise PreconditionError on values out of range."""
     if workers < 1:
         raise PreconditionError(f"workers must be at least 1, found {workers!r}")
     if engine not in get_args(Engine):
         raise PreconditionError(f'engine must be "local" or "ray", found {engine!r}')
+
+
+ALONE = Crew()
+"""This process."""
 
 
 def side_by_side(common: Common, tasks: Sequence[Any], workers: int, engine: Engine, caller: str) -> Iterator[Any]:

@@ -55,7 +55,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "search": {
         "levels": (0, 1, 2, 3, 4, 5, 6, "depthwise"), "bits": (2, 3, 4, 5, 6, 8), "weight_bits": None, "activation_bits": None,
         "widths": (1,), "boundary_bits": 8, "join_bits": 8, "keep": (), "measure": ("both", "output", "weighted"), "images": 512,
-        "board": None, "clock_ns": 5.0, "target_fps": 1000, "python": None,
+        "board": None, "clock_ns": 5.0, "target_fps": 1000, "python": None, "workers": 1, "engine": "local",
     },
     "summary": {"show": True},
     "transform": {"level": None, "bits": None, "width": 1, "plan": None, "keep": (), "example_inputs": None, "calibration": None,

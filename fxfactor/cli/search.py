@@ -20,6 +20,7 @@ from fxfactor.cli.options import (
     Original,
     Pretrained,
     Python,
+    Ray,
     Resize,
     Std,
     TargetFps,
@@ -62,6 +63,8 @@ def search(
     target_fps: TargetFps = 1000,
     clock_ns: ClockNs = 5.0,
     python: Python = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that work out prices and losses.")] = 1,
+    ray: Ray = False,
     device: Device = None,
     output: Annotated[
         Path,
@@ -80,7 +83,7 @@ def search(
       fxfactor transform my.nets:small --weights small.pth --plan plan.json --calibration train.npy -o small-searched
     """
     from fxfactor.cli.images import read_images
-    from fxfactor.cli.networks import named_model
+    from fxfactor.cli.networks import current_folder_first, named_model
     from fxfactor.plan.budget import Budget
     from fxfactor.planning.search import search as find
 
@@ -89,20 +92,23 @@ def search(
     require_place_for_file(output, "saving the plan")
     budget = Budget(bops=bops, macs=macs, weight_bits=weight_bits, lut=lut, bram=bram, dsp=dsp)
     batches = read_images(images, pictures_of(image_size, resize, mean, std), max_images)
-    plan = find(
-        named_model(source, weights, pretrained=pretrained, device=device),
-        batches,
-        budget,
-        levels=levels,
-        bits=bits,
-        widths=widths,
-        join_bits=join_bits,
-        keep=tuple(keep or ()),
-        board=board,
-        target_fps=target_fps,
-        clock_ns=clock_ns,
-        python=python,
-    )
+    with current_folder_first():  # the processes of --workers import the network too
+        plan = find(
+            named_model(source, weights, pretrained=pretrained, device=device),
+            batches,
+            budget,
+            levels=levels,
+            bits=bits,
+            widths=widths,
+            join_bits=join_bits,
+            keep=tuple(keep or ()),
+            board=board,
+            target_fps=target_fps,
+            clock_ns=clock_ns,
+            python=python,
+            workers=workers,
+            engine="ray" if ray else "local",
+        )
     if as_json:
         show_json(plan.explain().to_dict())
     else:

@@ -25,7 +25,7 @@ from fxfactor.finn.target import Frames, Limits, Target
 from fxfactor.graph.watching import images_of
 from fxfactor.plan.ladder import Level
 from fxfactor.recovery.reconstruct import Augment
-from fxfactor.workers import Engine, require_workers
+from fxfactor.workers import Crew, Engine
 
 STATE = "compress.sqlite"
 
@@ -87,7 +87,8 @@ def compress(
     `levels`, `bits`, `widths`, `boundary_bits`, `join_bits` and `keep` are as in `fxfactor.search`; `learning_rate`,
     `label_weight`, `augment` and `seed` as in `fxfactor.finetune`; `cache` and `python` as in `fxfactor.finn.estimate`.
 
-    workers: candidates that are made or trained side by side, with one thread each. engine: "local" for processes of this
+    workers: how many prices and sensitivities are worked out, and candidates made or trained, side by side, with one thread
+    each. engine: "local" for processes of this
     machine, "ray" for a Ray cluster, whose machines must all see `folder`. The rows are those of one worker with one thread.
 
     A run that was interrupted or killed goes on when called again with the same arguments, and loses the epoch or estimate
@@ -105,7 +106,7 @@ def compress(
     target = Target(board, clock_ns, target_fps, python, limits)
     tolerance = (_TOLERANCE if target_fps == "max" else 0.0) if tolerance is None else tolerance
     _require(epochs, plans, tolerance)
-    require_workers(workers, engine)
+    crew = Crew(workers, engine)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # a loader that shuffles gives the same images to a run that goes on
         batches = [batch.to(next(model.parameters(), batch)) for batch in images_of(train, "compressing", images)]
@@ -115,7 +116,7 @@ def compress(
     about = about_run(model, batches, metric, choices, target, training, plans, tolerance)
     with Store(place / STATE, about) as store:
         made = Candidates(model, train, validation, metric, batches, target, training, place.absolute() / "candidates")
-        return Run(made, tolerance, place, store, workers, engine).compress(choices, plans, cache)
+        return Run(made, tolerance, place, store, crew).compress(choices, plans, cache)
 
 
 def _require(epochs: int, plans: int, tolerance: float) -> None:

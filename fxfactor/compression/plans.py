@@ -21,6 +21,7 @@ from fxfactor.planning.plans import best_plan, for_all, options_of, require_plac
 from fxfactor.planning.sensitivity import Measure, SiteErrors, measure_errors
 from fxfactor.planning.space import Space, space_of
 from fxfactor.quantization.levels import Bits
+from fxfactor.workers import ALONE, Crew
 
 _MEASURE: Measure = "recovered"
 _LEAST_SLACK = 1.1
@@ -43,7 +44,7 @@ class Choices:
 
 
 def plans_for(
-    model: nn.Module, batches: Sequence[Tensor], choices: Choices, target: Target, count: int
+    model: nn.Module, batches: Sequence[Tensor], choices: Choices, target: Target, count: int, crew: Crew = ALONE
 ) -> dict[str, Plan]:
     """Plans by name, at most `count` of each kind: whole (no factors), factorized (all that can be), free; none of them twice.
 
@@ -64,15 +65,15 @@ def plans_for(
         keep=choices.keep,
         join_bits=choices.join_bits,
     )
-    prices = _Priced(graph, space, target)
+    prices = _Priced(graph, space, target, crew)
     rows: dict[str, Iterable[Plan]]
     if target.target_fps == "max":
         steps = {kind: prices.speeds(kind, count) for kind in KINDS}
-        errors = measure_errors(graph, batches, space)
+        errors = measure_errors(graph, batches, space, crew)
         rows = {kind: [prices.best_plan(kind, step, errors) for step in steps[kind]] for kind in KINDS}
     else:
         prices.require_place()
-        errors = measure_errors(graph, batches, space)
+        errors = measure_errors(graph, batches, space, crew)
         rows = {kind: _front(_of_kind(prices.at(target), kind), errors, _limits(target), count) for kind in KINDS}
     found: dict[str, Plan] = {}
     for kind, row in rows.items():
@@ -101,8 +102,8 @@ def _limits(target: Target) -> dict[str, float]:
 class _Priced:
     """A space with its prices at one speed or several, each asked for once."""
 
-    def __init__(self, graph: GraphModule, space: Space, target: Target) -> None:
-        self.graph, self.space, self.target = graph, space, target
+    def __init__(self, graph: GraphModule, space: Space, target: Target, crew: Crew) -> None:
+        self.graph, self.space, self.target, self.crew = graph, space, target, crew
         self.known: dict[tuple[int, bool], Space] = {}
 
     def at(self, target: Target, smallest: bool = False) -> Space:
@@ -110,7 +111,7 @@ class _Priced:
         key = target.cycles, smallest
         if key not in self.known:
             space = _with_fewest_bits(self.space) if smallest else self.space
-            self.known[key] = with_shares(price_space(self.graph, space, target), target)
+            self.known[key] = with_shares(price_space(self.graph, space, target, self.crew), target)
         return self.known[key]
 
     def require_place(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from itertools import accumulate
@@ -29,7 +29,7 @@ from fxfactor.progress import track
 from fxfactor.report.page import SINGLE, report
 from fxfactor.storage.checkpoint import load, save
 from fxfactor.storage.qonnx import export
-from fxfactor.workers import Engine, side_by_side
+from fxfactor.workers import ALONE, Crew
 
 _COMPARED = 8
 """Images on which the build of the best is compared with PyTorch."""
@@ -43,8 +43,7 @@ class Run:
     tolerance: float
     folder: Path
     store: Store
-    workers: int = 1
-    engine: Engine = "local"
+    crew: Crew = ALONE
 
     @property
     def target(self) -> Target:
@@ -79,7 +78,7 @@ class Run:
         return result
 
     def _plans(self, choices: Choices, count: int) -> dict[str, str]:
-        found = plans_for(self.candidates.model, self.candidates.batches, choices, self.target, count)
+        found = plans_for(self.candidates.model, self.candidates.batches, choices, self.target, count, self.crew)
         return {name: plan.to_json() for name, plan in found.items()}
 
     def _rows(self, tasks: Sequence[Task]) -> list[Row]:
@@ -89,17 +88,10 @@ class Run:
             if task not in left:
                 self.candidates.forget_training(task)  # a kill may have come before that
         what = "candidates, rounded" if not tasks or tasks[0].stage == 0 else f"candidates, {tasks[0].epochs} epochs"
-        for task, row in track(self._done(left), what, len(left)):
+        for task, row in track(self.crew.steps(self.candidates, left, "compress"), what, len(left)):
             self.store.keep(_key(task), asdict(row))
             self.candidates.forget_training(task)
         return [Row(**self.store.known(_key(task))) for task in tasks]
-
-    def _done(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, Row]]:
-        if self.engine == "ray" or (self.workers > 1 and len(tasks) > 1):
-            yield from side_by_side(self.candidates, tasks, self.workers, self.engine, "compress")
-            return
-        for task in tasks:
-            yield from self.candidates.steps(task)
 
     def _write(self, result: Compressed, cache: str | Path | None) -> None:
         """What `folder` holds in the end; the build is made once."""

@@ -20,6 +20,7 @@ from fxfactor.finn.integer.forms import FORMS, Form
 from fxfactor.finn.process.start import COST_WORKER, events, explain
 from fxfactor.finn.target import Target
 from fxfactor.quantization.levels import integer_range
+from fxfactor.workers import ALONE, Crew
 
 _TIMEOUT_S = 1800.0
 
@@ -322,30 +323,48 @@ def price(wanted: Sequence[Chain], target: Target) -> dict[Chain, Prices]:
 
 
 def price_foldings(
-    wanted: Sequence[Chain], target: Target, emphases: Sequence[Emphasis] = EMPHASES
+    wanted: Sequence[Chain], target: Target, emphases: Sequence[Emphasis] = EMPHASES, crew: Crew = ALONE
 ) -> dict[Chain, list[Prices]]:
     """What each chain costs, for each emphasis: folded to the target's frames per second so that the emphasized is spared.
 
-    FINN's own figures are there for the first emphasis only.
-
-    Cost: one process that imports FINN, and some 20 ms for every different chain.
-    Raises FinnError where FINN is missing or of another version, or refuses.
+    FINN's own figures are there for the first emphasis only. Cost: one process that imports FINN for each worker of the crew,
+    and some 20 ms for every different chain. Raises FinnError where FINN is missing or of another version, or refuses.
     """
     different = list(dict.fromkeys(wanted))
-    prices: list[list[Prices]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        request = {
-            "folder": folder,
-            "board": target.board,
-            "clock_ns": target.clock_ns,
-            "target_fps": target.target_fps,
-            "available": asdict(target.available),
-            "emphases": emphases,
-            "chains": [[(kind, dict(attributes)) for kind, attributes in chain] for chain in different],
-        }
-        (Path(folder) / "request.json").write_text(json.dumps(request))
-        for event in events(COST_WORKER, Path(folder), target.python, _TIMEOUT_S):
-            if event["event"] == "stop":
-                raise FinnError(explain(event))
-            prices = event.get("prices", prices)
-    return dict(zip(different, prices, strict=True))
+    parts = [different[first :: crew.workers] for first in range(crew.workers)]
+    found = {}
+    for prices in crew.steps(_Pricing(target, emphases), [part for part in parts if part], "search or compress"):
+        found.update(prices)
+    return {chain: found[chain] for chain in different}
+
+
+@dataclass(frozen=True)
+class _Pricing:
+    """Asks FINN, in a process of its own for each task."""
+
+    target: Target
+    emphases: Sequence[Emphasis]
+
+    def worker(self) -> _Pricing:
+        """What prices, anywhere (`fxfactor.workers`)."""
+        return self
+
+    def steps(self, task: Sequence[Chain]) -> Iterator[dict[Chain, list[Prices]]]:
+        """The prices of different chains, at once."""
+        target, prices = self.target, list[list[Prices]]()
+        with tempfile.TemporaryDirectory() as folder:
+            request = {
+                "folder": folder,
+                "board": target.board,
+                "clock_ns": target.clock_ns,
+                "target_fps": target.target_fps,
+                "available": asdict(target.available),
+                "emphases": self.emphases,
+                "chains": [[(kind, dict(attributes)) for kind, attributes in chain] for chain in task],
+            }
+            (Path(folder) / "request.json").write_text(json.dumps(request))
+            for event in events(COST_WORKER, Path(folder), target.python, _TIMEOUT_S):
+                if event["event"] == "stop":
+                    raise FinnError(explain(event))
+                prices = event.get("prices", prices)
+        yield dict(zip(task, prices, strict=True))

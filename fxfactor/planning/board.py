@@ -50,6 +50,7 @@ from fxfactor.planning.space import Choice, Shape, Space
 from fxfactor.quantization.brevitas_layers import is_signed
 from fxfactor.quantization.levels import Bits, integer_range, rounded_weight
 from fxfactor.recipe import transform
+from fxfactor.workers import ALONE, Crew
 
 _IN_TARGET = {"bram": "bram18"}
 """Names of a budget's resources in the limits of a target, where they differ."""
@@ -89,7 +90,7 @@ def target_of(board: str, clock_ns: float, target_fps: int, budget: Budget, pyth
     return replace(target, limits={_IN_TARGET.get(name, name): int(limit) for name, limit in limits.items()} or None)
 
 
-def price_space(graph: GraphModule, space: Space, target: Target) -> Space:
+def price_space(graph: GraphModule, space: Space, target: Target, crew: Crew = ALONE) -> Space:
     """The space with FINN's costs of every choice, in every folding that may be best for a plan.
 
     The first is the cheapest on a whole board; the others spare one resource (`EMPHASES`): of all foldings of a choice these
@@ -103,7 +104,7 @@ def price_space(graph: GraphModule, space: Space, target: Target) -> Space:
         for name in space.shapes:
             for shape, layer in space.layers(name):
                 parts[name, shape, layer, join_bits] = list(layers.parts(name, shape, layer))
-    priced = price_foldings([chain for part in parts.values() for chain in chains_in(part)], target)
+    priced = price_foldings([chain for part in parts.values() for chain in chains_in(part)], target, crew=crew)
     hardware = {key: _different(_foldings(part, priced, target)) for key, part in parts.items()}
     return replace(space, hardware=hardware, whole={**space.whole, **board_has(Target(target.board))})
 

@@ -26,6 +26,7 @@ from fxfactor.planning.plans import Limits, best_plan, candidates, closest, for_
 from fxfactor.planning.sensitivity import MEASURES, Measure, measure_errors
 from fxfactor.planning.space import space_of
 from fxfactor.quantization.levels import Bits
+from fxfactor.workers import Crew, Engine
 
 if TYPE_CHECKING:
     from fxfactor.finn.target import Target
@@ -56,6 +57,8 @@ def search(
     clock_ns: float = 5.0,
     target_fps: int = 1000,
     python: str | Path | None = None,
+    workers: int = 1,
+    engine: Engine = "local",
 ) -> Plan:
     """Find the plan that loses least under a budget: groups, mid, weight bits and activation bits of every layer.
 
@@ -79,11 +82,15 @@ def search(
     what the board has and within the budget, as `fxfactor.finn.estimate` counts the whole network. `python`: the
     interpreter of an environment with finn-plus, this one if not given.
 
+    workers: prices and losses are worked out by so many processes, with one thread each. engine: "local" for processes of this
+    machine, "ray" for a Ray cluster. The plan is that of one process with one thread.
+
     The losses are measured with one layer changed at a time, and added; the program on top is solved to optimality.
     Raises PreconditionError where nothing meets the budget (known before any loss is measured), on values out of range, and
     without images; FinnError where FINN is missing or refuses.
     """
     measures = _checked((measure,) if isinstance(measure, str) else tuple(measure))
+    crew = Crew(workers, engine)
     target = _target(budget, board, clock_ns, target_fps, python)
     batches = [batch.to(next(model.parameters(), batch)) for batch in images_of(loader, "a search", images)]
     graph = capture(model, batches[0][:1]).eval()
@@ -105,14 +112,14 @@ def search(
     if target is None:
         limits = for_all(space.join_bits, budget.limits(space.whole))
         require_place(space, limits)
-        errors = measure_errors(graph, batches, space)
+        errors = measure_errors(graph, batches, space, crew)
         return closest(model, candidates(space, errors, limits, measures), batches)
     from fxfactor.planning.board import board_limits, plan_within, price_space, require_place_for_sites
 
-    space = price_space(graph, space, target)
+    space = price_space(graph, space, target, crew)
     within = board_limits(budget, space.whole, target)
     require_place_for_sites(space, within)
-    errors = measure_errors(graph, batches, space)
+    errors = measure_errors(graph, batches, space, crew)
 
     def quick(limits: Limits) -> Plan:
         return best_plan(space, errors, limits, measures[0])

@@ -22,8 +22,8 @@ rounded weights far better than for factors, and hardly for rounded activations.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, cast, get_args
 
@@ -39,6 +39,7 @@ from fxfactor.factors.fit_to_outputs import importance_of, receiver_of_shift
 from fxfactor.factors.least_squares import PatchMoments
 from fxfactor.factors.lockstep import moments_of
 from fxfactor.factors.weights import Factors, svd_factors
+from fxfactor.graph.capture import capture
 from fxfactor.graph.dataflow import is_addition, tensor_inputs
 from fxfactor.graph.questions import Site, shape_of, sites
 from fxfactor.graph.watching import record
@@ -49,6 +50,7 @@ from fxfactor.planning.space import Shape, Space
 from fxfactor.progress import track
 from fxfactor.quantization.histogram import Histogram, best_limit
 from fxfactor.quantization.levels import Bits, integer_range, round_to_levels, rounded_weight, scale_at
+from fxfactor.workers import ALONE, Crew
 
 Measure = Literal["both", "loss", "output", "weighted", "recovered"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
@@ -102,7 +104,9 @@ class SiteErrors:
         return float(torch.stack([each[0] / each[1] for each in values]).median()) if values else 1.0
 
 
-def measure_errors(graph: GraphModule, images: Sequence[Tensor], space: Space) -> dict[str, SiteErrors]:
+def measure_errors(
+    graph: GraphModule, images: Sequence[Tensor], space: Space, crew: Crew = ALONE
+) -> dict[str, SiteErrors]:
     """The errors of all that `space` allows at every site of a captured graph, on batches of images.
 
     Where `space` lets bits of tensors that enter additions be chosen, also what rounding them loses at each addition, under
@@ -111,6 +115,7 @@ def measure_errors(graph: GraphModule, images: Sequence[Tensor], space: Space) -
     Factors are fitted on the first half of the images and judged on the second.
 
     Cost: about as many runs of every layer as it has shapes × (weight bits + activation bits), and DRAWS backward passes.
+    The sites are shared out among the workers of a crew, each of which runs the whole network for its own.
     """
     together = torch.cat(list(images)).to(next(graph.parameters()))
     if len(together) < 2:
@@ -118,17 +123,49 @@ def measure_errors(graph: GraphModule, images: Sequence[Tensor], space: Space) -
             f"a search needs at least 2 images, found {len(together)}: factors are fitted to one half, judged on the "
             "other; 512 are a good number"
         )
-    frozen = {name: parameter.requires_grad for name, parameter in graph.named_parameters()}
-    graph.requires_grad_(False)
-    try:
-        half = (len(together) + 1) // 2
-        size = _chunk_size(graph)
-        site_errors = _Sensitivity(graph, space, size)
-        site_errors.fit(together[:half])
-        return site_errors.judge(together[half:])
-    finally:
-        for name, parameter in graph.named_parameters():
-            parameter.requires_grad_(frozen[name])
+    measuring = _Measuring(graph, together, space)
+    found = {}
+    for errors in crew.steps(measuring, list(_shared_out(space, crew.workers)), "search or compress"):
+        found.update(errors)
+    names = [*space.shapes, *(name for name in found if name not in space.shapes)]
+    return {name: found[name] for name in names}
+
+
+def _shared_out(space: Space, parts: int) -> Iterator[frozenset[str]]:
+    """The sites in so many parts of about the same work."""
+    work = {name: space.macs[name][Shape()] * len(list(space.layers(name))) for name in space.shapes}
+    shares: list[list[str]] = [[] for _ in range(parts)]
+    for name in sorted(work, key=lambda each: -work[each]):
+        min(shares, key=lambda share: sum(work[each] for each in share)).append(name)
+    yield from (frozenset(share) for share in shares if share)
+
+
+@dataclass(frozen=True)
+class _Measuring:
+    """What all measurements have in common."""
+
+    graph: GraphModule
+    images: Tensor
+    space: Space
+
+    def worker(self) -> _Measuring:
+        """What measures here; a graph that was pickled has lost its shapes, and is captured anew (`fxfactor.workers`)."""
+        if all("tensor_meta" in node.meta for node in self.graph.graph.nodes if node.op == "call_module"):
+            return self
+        return replace(self, graph=capture(self.graph, self.images[:1], compare=False).eval())
+
+    def steps(self, task: frozenset[str]) -> Iterator[dict[str, SiteErrors]]:
+        """The errors at some of the sites; and at the additions, with the part that has the first site."""
+        frozen = {name: parameter.requires_grad for name, parameter in self.graph.named_parameters()}
+        self.graph.requires_grad_(False)
+        try:
+            half = (len(self.images) + 1) // 2
+            sensitivity = _Sensitivity(self.graph, self.space, task, _chunk_size(self.graph))
+            sensitivity.fit(self.images[:half])
+            yield sensitivity.judge(self.images[half:])
+        finally:
+            for name, parameter in self.graph.named_parameters():
+                parameter.requires_grad_(frozen[name])
 
 
 def _chunk_size(graph: GraphModule) -> int:
@@ -150,12 +187,12 @@ class _Taps:
 class _Sensitivity:
     """The state of one measurement: factors and histograms from the first half, errors from the second."""
 
-    def __init__(self, graph: GraphModule, space: Space, size: int) -> None:
+    def __init__(self, graph: GraphModule, space: Space, names: Collection[str], size: int) -> None:
         self.graph, self.space, self.size = graph, space, size
-        self.sites = sites(graph)
+        self.sites = {name: site for name, site in sites(graph).items() if name in names}
         self.calls = [(name, node) for name, site in self.sites.items() for (node,) in site.calls]
-        several = len(space.join_bits) > 1  # else there is nothing to choose
-        self.joins = {f"into {node.name}": node for node in graph.graph.nodes if several and is_addition(node)}
+        asked = len(space.join_bits) > 1 and next(iter(space.shapes)) in names  # with one there is nothing to choose
+        self.joins = {f"into {node.name}": node for node in graph.graph.nodes if asked and is_addition(node)}
         self.factors: dict[str, dict[Shape, Factors]] = {name: {} for name in self.sites}
         self.histograms: dict[tuple[str, Shape], Histogram] = {}
         self.limits: dict[tuple[str, Shape, Bits], tuple[float, bool]] = {}

@@ -17,8 +17,9 @@ def test_budgets_levels_bits_and_kept_layers_are_passed_on(folder: Path, capsys:
     pytest.importorskip("scipy")
     np.save("images.npy", IMAGES)
     assert run("search", "cli_nets:small", "--images", "images.npy", "--bops", "0.05", "--weight-bits", "0.5", "--macs", "1.0",
-               "--levels", "0,2", "--bits", "4,8", "--keep", "3", "-o", "found.json") == 0  # fmt: skip
+               "--levels", "0,2", "--bits", "4,8", "--keep", "3", "--join-bits", "4,8", "-o", "found.json") == 0  # fmt: skip
     plan = fxfactor.Plan.load("found.json")
+    assert plan.join_bits == 8  # the best there is: BOPs know nothing of additions
     assert plan.explain().budget.keys() == {"bops", "macs", "weight_bits"}
     assert plan.layers["3"].groups is None
     assert {layer.weight_bits for layer in plan.layers.values()} <= {4, 8}
@@ -32,4 +33,8 @@ def test_pairs_of_bits_are_refused(folder: Path, capsys: pytest.CaptureFixture[s
         capsys, "search", "cli_nets:small", "--images", "images.npy", "--bops", "0.05", "--bits", "8/4", code=2
     )
     assert "chosen one by one" in told
+    told = error_of(
+        capsys, "search", "cli_nets:small", "--images", "images.npy", "--bops", "0.05", "--join-bits", "8/4", code=2
+    )
+    assert "bits from 2 to 8, like 8 or 4,6,8, are required" in told
     assert not Path("plan.json").exists()

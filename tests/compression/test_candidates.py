@@ -98,7 +98,7 @@ def test_workers_give_rows_in_any_order_and_none_is_asked_for_twice(
         for each in reversed(tasks):
             yield from common.steps(each)
 
-    monkeypatch.setattr(stages, "side_by_side", backwards)
+    monkeypatch.setattr("fxfactor.workers.side_by_side", backwards)
     monkeypatch.setattr(
         stages, "prepare", lambda folder, *_, **__: (folder.mkdir(), (folder / "estimate.json").write_text("{}"))
     )

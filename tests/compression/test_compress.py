@@ -55,7 +55,9 @@ BITS = {"whole 1": 8, "whole 2": 4, "factorized 1": 6, "factorized 2": 3}
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     found = World()
 
-    def plans_for(model: nn.Module, batches: Any, choices: Choices, target: Target, count: int) -> dict[str, Plan]:
+    def plans_for(
+        model: nn.Module, batches: Any, choices: Choices, target: Target, count: int, crew: Any
+    ) -> dict[str, Plan]:
         graph = fxfactor.capture(model, batches[0][:1])
         return {name: Plan.uniform(graph, 0 if "whole" in name else 2, bits, bits) for name, bits in BITS.items()}
 

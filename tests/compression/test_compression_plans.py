@@ -47,9 +47,9 @@ def test_for_the_highest_speed_plans_lie_at_speeds_each_twice_the_one_before(mon
     asked: list[tuple[int, bool]] = []
     real = board.price_space
 
-    def price_space(graph: Any, space: Any, target: Target) -> Any:
+    def price_space(graph: Any, space: Any, target: Target, crew: Any) -> Any:
         asked.append((target.cycles, len(next(iter(space.weight_bits.values()))) == 1))
-        return real(graph, space, target)
+        return real(graph, space, target, crew)
 
     monkeypatch.setattr(module, "price_space", price_space)
     choices = replace(CHOICES, boundary_bits=None)

@@ -13,7 +13,17 @@ from networks import ResidualNet, randomized
 import fxfactor
 from fxfactor import Budget, FinnError, Plan, PreconditionError
 from fxfactor.finn.integer.forms import Form
-from fxfactor.finn.layer_costs import Geometry, chains, cheapest, price, summed, thresholds, total
+from fxfactor.finn.layer_costs import (
+    EMPHASES,
+    Geometry,
+    chains,
+    cheapest,
+    price,
+    price_foldings,
+    summed,
+    thresholds,
+    total,
+)
 from fxfactor.finn.target import Target
 from fxfactor.planning import board as module
 from fxfactor.planning.board import (
@@ -28,6 +38,7 @@ from fxfactor.planning.board import (
 from fxfactor.planning.plans import best_plan, for_all
 from fxfactor.planning.sensitivity import measure_errors
 from fxfactor.planning.space import Shape, space_of
+from fxfactor.workers import Crew
 
 CONV = Geometry(16, 32, 1, (8, 8), (3, 3), (1, 1), (1, 1, 1, 1))
 
@@ -176,6 +187,16 @@ def test_for_resnet20_the_answer_differs_by_board(realdata: Any) -> None:
     loss = {board: sum(each.loss for each in plan.explain().layers.values()) for board, plan in plans.items()}
     assert loss["ZCU104"] < loss["Pynq-Z2"]
     assert plans["Pynq-Z2"].explain().totals["dsp"] <= 220
+
+
+@pytest.mark.finn
+def test_several_processes_give_the_prices_of_one() -> None:
+    asked = [chain for form in ("block", "branches") for chain in chains(replace(CONV, groups=4), 4, "UINT4", 12, form)]
+    target = Target("ZCU104")
+    found = price_foldings(asked, target, crew=Crew(2))
+    assert found == price_foldings(asked, target)
+    assert list(found) == list(dict.fromkeys(asked))
+    assert all(len(prices) == len(EMPHASES) for prices in found.values())
 
 
 @pytest.mark.finn

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from networks import ResidualNet, fingerprint, random_batches, randomized
@@ -10,10 +12,11 @@ import fxfactor
 from fxfactor import LayerPlan
 from fxfactor.graph.dataflow import is_addition
 from fxfactor.graph.watching import record
-from fxfactor.planning.sensitivity import MEASURES, RECOVERED, Measure, measure_errors
+from fxfactor.planning.sensitivity import MEASURES, RECOVERED, Measure, SiteErrors, measure_errors
 from fxfactor.planning.space import Shape, space_of
 from fxfactor.quantization.histogram import Histogram, best_limit
 from fxfactor.quantization.levels import integer_range, round_to_levels, rounded_weight, scale_at
+from fxfactor.workers import Crew, Engine
 
 pytest.importorskip("scipy")
 
@@ -105,3 +108,48 @@ def test_what_rounding_the_inputs_of_an_addition_loses() -> None:
     y = inner[node].detach()
     change = (rounded[0] + rounded[1]).detach() - y
     assert lost[4] == pytest.approx(float(change.square().sum() / (y - y.mean(0)).square().sum()), rel=0.02)
+
+
+def _assert_same(found: dict[str, SiteErrors], wanted: dict[str, SiteErrors]) -> None:
+    assert list(found) == list(wanted)
+    for name, errors in wanted.items():
+        for table in ("factors", "weights", "activations"):
+            mine, theirs = getattr(found[name], table), getattr(errors, table)
+            assert list(mine) == list(theirs)
+            assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)])
+def test_workers_measure_what_one_process_measures(engine: Engine) -> None:
+    model, images = randomized(ResidualNet(16)), random_batches()
+    graph = fxfactor.capture(model, images[0][:1]).eval()
+    space = space_of(graph, (0, 1, "depthwise"), (2, 4), join_bits=(4, 8))
+    alone = measure_errors(graph, images, space)
+    if engine == "ray":
+        ray = pytest.importorskip("ray")
+        try:
+            _assert_same(measure_errors(graph, images, space, Crew(2, engine)), alone)
+        finally:
+            ray.shutdown()
+    else:
+        _assert_same(measure_errors(graph, images, space, Crew(2)), alone)
+
+
+def test_sites_are_shared_out_by_their_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = randomized(ResidualNet(16)), random_batches()
+    graph = fxfactor.capture(model, images[0][:1]).eval()
+    space = space_of(graph, (0, 1), (2, 4))
+    given: list[Any] = []
+
+    def here(common: Any, tasks: Any, workers: int, engine: str, caller: str) -> Any:
+        given.extend(tasks)
+        for task in tasks:
+            yield from common.worker().steps(task)
+
+    monkeypatch.setattr("fxfactor.workers.side_by_side", here)
+    _assert_same(measure_errors(graph, images, space, Crew(2)), measure_errors(graph, images, space))
+    assert sorted(name for task in given for name in task) == sorted(space.shapes)
+    work = [sum(len(list(space.layers(name))) * space.macs[name][Shape()] for name in task) for task in given]
+    largest = max(len(list(space.layers(name))) * space.macs[name][Shape()] for name in space.shapes)
+    assert len(work) == 2 and max(work) - min(work) <= largest
+    assert len({"block.conv1", "block.conv2"} & given[0]) == 1  # the two large layers are apart
