@@ -19,6 +19,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import fxfactor
 from fxfactor.factors.fit_to_outputs import fit_to_outputs
 from fxfactor.passes import FactorizeDepth, LearnThresholds, Quantize
+from fxfactor.plan.plan import Plan
 from fxfactor.recovery.augment import flip_and_shift
 from fxfactor.recovery.finetune import continue_from, finetune
 
@@ -62,14 +64,16 @@ def steps_of(
         fit_to_outputs(original, factorized, calibration)
         yield "fitted to outputs, fp32", factorized
     graph = factorized
-    for number, (bits, epochs) in enumerate(options.stages):
+    for number, (weight_bits, bits, epochs) in enumerate(options.stages):
+        name = f"W{weight_bits}A{bits}" if bits < 32 else "fp32"
         if bits < 32:
-            graph = Quantize(bits, bits)(factorized).graph
+            plan = Plan.uniform(factorized, 0, weight_bits, bits)
+            graph = Quantize(plan=replace(plan, join_bits=options.join_bits or bits))(factorized).graph
             if number:
                 continue_from(graph, factorized)
             graph = fxfactor.calibrate(graph, calibration)
             graph = LearnThresholds(options.pieces)(graph).graph if options.pieces else graph
-            yield f"W{bits}A{bits}, calibrated", graph
+            yield f"{name}, calibrated", graph
         torch.manual_seed(options.seed)
         finetune(
             graph, DataLoader(TensorDataset(*train), batch_size=options.batch_size, shuffle=True, drop_last=True),
@@ -77,7 +81,7 @@ def steps_of(
             label_weight=options.label_weight, batch_norm=options.batch_norm, weight_limits=options.weight_limits,
             checkpoint=options.out and options.out / f"{number}-{bits}bits",
         )  # fmt: skip
-        yield f"{'fp32' if bits == 32 else f'W{bits}A{bits}'}, fine-tuned for {epochs} epochs", graph
+        yield f"{name}, fine-tuned for {epochs} epochs", graph
         continue_from(factorized, graph)
 
 
@@ -103,9 +107,11 @@ def measure(options: argparse.Namespace, data: Data) -> Iterator[Row]:
         start = time.process_time()
 
 
-def _stage(text: str) -> tuple[int, int]:
+def _stage(text: str) -> tuple[int, int, int]:
+    """ "4:2", "2/4:3": weight bits, activation bits and epochs."""
     bits, epochs = text.split(":")
-    return int(bits), int(epochs)
+    weight_bits, _, activation_bits = bits.partition("/")
+    return int(weight_bits), int(activation_bits or weight_bits), int(epochs)
 
 
 def main() -> None:
@@ -113,12 +119,22 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=20, help="20 or 32")
     parser.add_argument("--level", default="3")
     parser.add_argument("--width", type=float, default=1.0, help="channels between the factors / input channels")
-    parser.add_argument("--stages", type=_stage, nargs="+", default=[(8, 2), (4, 2)], metavar="BITS:EPOCHS")
+    parser.add_argument(
+        "--stages",
+        type=_stage,
+        nargs="+",
+        default=[(8, 8, 2), (4, 4, 2)],
+        metavar="BITS:EPOCHS",
+        help="4:2, or weight bits/activation bits: 2/4:3",
+    )
     parser.add_argument("--stop-after", metavar="W8A8", help="end after fine-tuning at these bits")
     parser.add_argument("--learning-rate", type=float, default=5e-3)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--label-weight", type=float, default=0.0)
     parser.add_argument("--pieces", type=int, default=0, help="learn thresholds, by curves of so many pieces")
+    parser.add_argument(
+        "--join-bits", type=int, help="of tensors that enter additions; as many as the others, if not given"
+    )
     parser.add_argument("--split", default="train", help="train: 20,000 images; train_all: 50,000")
     parser.add_argument("--images", type=int, default=50_000, help="how many of the training images")
     parser.add_argument("--calibration", type=int, default=256, help="training images for factors and ranges")

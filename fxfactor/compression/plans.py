@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -16,8 +16,8 @@ from fxfactor.finn.target import Target
 from fxfactor.graph.capture import capture
 from fxfactor.plan.ladder import Level
 from fxfactor.plan.plan import Plan
-from fxfactor.planning.board import board_has, price_space
-from fxfactor.planning.plans import best_plan, for_all, options_of, require_place
+from fxfactor.planning.board import board_has, limits_of_sites, price_space
+from fxfactor.planning.plans import Limits, best_plan, for_all, options_of, require_place
 from fxfactor.planning.sensitivity import Measure, SiteErrors, measure_errors
 from fxfactor.planning.space import Space, space_of
 from fxfactor.quantization.levels import Bits
@@ -52,7 +52,8 @@ def plans_for(
     the board; the shares lie between the least possible and that of the plan that loses least. For as many frames per second
     as fit, each loses least at a speed at which it fits the board; every speed is half of the next, the last one the highest
     of its kind. What a factorized layer loses is measured untrained, where it looks worse than it is after training: hence plans
-    that must be factorized. Before anything is measured, the prices say whether the board is large and fast enough. Raises
+    that must be factorized. What the network needs beside its layers is known from an estimate of one plan, and taken off the
+    board for all. Before anything is measured, the prices say whether the board is large and fast enough. Raises
     PreconditionError where it is not.
     """
     graph = capture(model, batches[0][:1]).eval()
@@ -74,7 +75,13 @@ def plans_for(
     else:
         prices.require_place()
         errors = measure_errors(graph, batches, space, crew)
-        rows = {kind: _front(_of_kind(prices.at(target), kind), errors, _limits(target), count) for kind in KINDS}
+        priced = prices.at(target)
+
+        def plan_in(limits: Limits) -> Plan:
+            return best_plan(priced, errors, limits, _MEASURE)
+
+        within = limits_of_sites(priced, _limits(target), plan_in, model, batches[0][:1], target)
+        rows = {kind: _front(_of_kind(priced, kind), errors, within, count) for kind in KINDS}
     found: dict[str, Plan] = {}
     for kind, row in rows.items():
         number = 0
@@ -190,17 +197,18 @@ def with_shares(space: Space, target: Target) -> Space:
     return replace(space, hardware=hardware)
 
 
-def _front(space: Space, errors: dict[str, SiteErrors], limits: Mapping[str, float], count: int) -> Iterator[Plan]:
+def _front(space: Space, errors: dict[str, SiteErrors], limits: Limits, count: int) -> Iterator[Plan]:
     """The plan that loses least, and those of less and less share of the board."""
 
     def of_share(share: float) -> Plan:
-        return best_plan(space, errors, for_all(space.join_bits, {**limits, "share": share}), _MEASURE)
+        return best_plan(space, errors, {bits: {**each, "share": share} for bits, each in limits.items()}, _MEASURE)
 
-    options = options_of(space, errors, _MEASURE, space.join_bits[0])
+    fewest = next(bits for bits in space.join_bits if bits in limits)
+    options, cycles = options_of(space, errors, _MEASURE, fewest), limits[fewest]["cycles"]
     with suppress(PreconditionError):
         most = of_share(1e12)
         yield most
-        within = [[option for option in site.options if option.costs["cycles"] <= limits["cycles"]] for site in options]
+        within = [[option for option in site.options if option.costs["cycles"] <= cycles] for site in options]
         least = _LEAST_SLACK * sum(min(option.costs["share"] for option in site) for site in within)
         top = most.explain().totals["share"]
         for share in _between(top, least, count):

@@ -175,6 +175,23 @@ def beside_sites(space: Space, plan: Plan, whole: Mapping[str, float]) -> dict[s
     return {name: whole[name] - sum(costs[name] for costs in first) for name in SUMMED}
 
 
+def limits_of_sites(
+    space: Space, limits: Mapping[str, float], quick: Planner, model: nn.Module, example: Tensor, target: Target
+) -> Limits:
+    """The limits less what FINN counts beside the sites, as a plan of `quick` of about half of them has it.
+
+    For every number of bits that tensors which enter additions may have, but those with which no plan is within the limits.
+    Cost: an estimate of a whole network for each.
+    """
+    found = {}
+    for bits in space.join_bits:
+        with suppress(PreconditionError):
+            plan = _first(limits, (bits,), quick)
+            beside = beside_sites(space, plan, estimate_plan(model, plan, example, target))
+            found[bits] = {name: max(1.0, limit - beside.get(name, 0.0)) for name, limit in limits.items()}
+    return found
+
+
 def plan_within(
     space: Space,
     limits: Mapping[str, float],

@@ -70,8 +70,8 @@ def for_all(join_bits: Iterable[Bits], limits: Mapping[str, float]) -> Limits:
 def best_plan(space: Space, errors: dict[str, SiteErrors], limits: Limits, measure: Measure) -> Plan:
     """Solve for one budget; measured errors serve many.
 
-    Bits of tensors that enter additions are the same everywhere: the program is solved for each number of them, and the
-    solution of the least loss, theirs with it, is the optimum over both.
+    Bits of tensors that enter additions are the same everywhere: the program is solved for each number of them that there are
+    limits for, and the solution of the least loss, theirs with it, is the optimum over both.
     """
     return _solved(space, errors, limits, measure)[1]
 
@@ -80,7 +80,7 @@ def _solved(space: Space, errors: dict[str, SiteErrors], limits: Limits, measure
     """The loss of the best plan, and the plan."""
     found: list[tuple[float, Plan]] = []
     refused: PreconditionError | None = None
-    for join_bits in reversed(space.join_bits):
+    for join_bits in (bits for bits in reversed(space.join_bits) if bits in limits):
         options = options_of(space, errors, measure, join_bits)
         try:
             chosen = solve(options, limits[join_bits])

@@ -103,3 +103,29 @@ def test_from_a_trained_network_to_a_build(tmp_path: Path) -> None:
     assert fxfactor.finn.check(tmp_path / "out" / "model.onnx") == []
     assert (tmp_path / "out" / "build" / "build.py").is_file() or list((tmp_path / "out" / "build").glob("*.py"))
     assert {row.epochs for row in found.rows} == {0, 1, 2}
+
+
+def test_what_the_network_needs_beside_its_layers_is_taken_off_the_board(monkeypatch: pytest.MonkeyPatch) -> None:
+    beside = {"lut": 0.0}
+
+    def estimate_plan(model: Any, plan: fxfactor.Plan, example: Any, target: Target) -> dict[str, float]:
+        asked.append(plan)
+        return {"lut": firsts(plan) + beside["lut"], "bram": 0, "dsp": 0, "uram": 0}
+
+    def beside_sites(space: Any, plan: fxfactor.Plan, whole: Any) -> dict[str, float]:
+        return {"lut": whole["lut"] - firsts(plan)}
+
+    def firsts(plan: fxfactor.Plan) -> float:
+        return plan.explain().totals["lut"]
+
+    monkeypatch.setattr(board, "estimate_plan", estimate_plan)
+    monkeypatch.setattr(board, "beside_sites", beside_sites)
+    asked: list[fxfactor.Plan] = []
+    choices = replace(CHOICES, join_bits=(4, 8))
+    roomy = plans_for(digits_network(), images(), choices, Target("Pynq-Z2", target_fps=2000), 1)
+    assert {plan.join_bits for plan in asked} == {4, 8}  # each is estimated once
+    assert len(asked) == 2
+    most = max(firsts(plan) for plan in roomy.values())
+    beside["lut"] = Target("Pynq-Z2").available.lut - 0.9 * most
+    for plan in plans_for(digits_network(), images(), choices, Target("Pynq-Z2", target_fps=2000), 1).values():
+        assert firsts(plan) <= 0.9 * most
