@@ -211,11 +211,12 @@ def _uniform(data: Cifar, space: Space, most: float, levels: range) -> Iterator[
             yield sorted(fitting, key=lambda each: each[:2])[-1][2:]
 
 
-def board(data: Cifar, name: str, target_fps: int, luts: float, widths: Sequence[float]) -> None:
-    """The plan within a part of a board's LUTs by what the program may choose, estimated whole, and its accuracy rounded."""
+def board(
+    data: Cifar, name: str, target_fps: int, budget: fxfactor.Budget, widths: Sequence[float], save: Path | None
+) -> None:
+    """The plan within a part of a board by what the program may choose, estimated whole, and its accuracy rounded."""
     from fxfactor.planning.board import board_limits, plan_within, price_space, target_of
 
-    budget = fxfactor.Budget(lut=luts)
     target = target_of(name, 5, target_fps, budget, None)
     graph = fxfactor.capture(data.model, data.calibration[0][:1]).eval()
     space = space_of(graph, LEVELS, GRID_BITS, widths=widths, join_bits=(4, 6, 8))
@@ -251,6 +252,8 @@ def board(data: Cifar, name: str, target_fps: int, luts: float, widths: Sequence
             "seconds": round(clock.wall_seconds),
         }
         print(json.dumps(row), flush=True)
+        if save is not None:
+            plan.save(save)
 
 
 def resnet50(images: int) -> None:
@@ -283,7 +286,10 @@ def main() -> None:
     parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS)
     parser.add_argument("--board", default="Pynq-Z2", help="board: which, at 200 MHz")
     parser.add_argument("--target-fps", type=int, default=2000, help="board: frames per second")
-    parser.add_argument("--luts", type=float, default=0.5, help="board: the part of its LUTs that may be used")
+    parser.add_argument("--luts", type=float, default=0.5, help="board: LUTs that may be used; up to 1: share")
+    parser.add_argument("--dsps", type=float, help="board: DSPs that may be used, all if not given")
+    parser.add_argument("--brams", type=float, help="board: block RAMs of 18 kbit that may be used, all if not given")
+    parser.add_argument("--save", type=Path, help="board: file for the last plan")
     parser.add_argument("--images", type=int, default=16, help="resnet50: images")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -296,7 +302,8 @@ def main() -> None:
     elif options.what == "budgets":
         budgets(Cifar(), tuple(options.budgets), tuple(options.measures), range(options.levels))
     elif options.what == "board":
-        board(Cifar(), options.board, options.target_fps, options.luts, tuple(options.widths))
+        budget = fxfactor.Budget(lut=options.luts, dsp=options.dsps, bram=options.brams)
+        board(Cifar(), options.board, options.target_fps, budget, tuple(options.widths), options.save)
     else:
         resnet50(options.images)
 

@@ -59,16 +59,23 @@ def steps_of(
 ) -> Iterator[tuple[str, GraphModule]]:
     """The network after each step, with the step's name."""
     original = fxfactor.capture(model, train[0][:1])
-    factorized = FactorizeDepth(level=options.level, width=options.width)(original).graph
-    if options.level != 0:
+    given = None if options.plan is None else Plan.load(options.plan)
+    if given is not None:
+        factorized = FactorizeDepth(plan=given)(original).graph
+    else:
+        factorized = FactorizeDepth(level=options.level, width=options.width)(original).graph
+    if given is not None or options.level != 0:
         fit_to_outputs(original, factorized, calibration)
         yield "fitted to outputs, fp32", factorized
     graph = factorized
     for number, (weight_bits, bits, epochs) in enumerate(options.stages):
-        name = f"W{weight_bits}A{bits}" if bits < 32 else "fp32"
+        name = {0: "bits of the plan", 32: "fp32"}.get(bits, f"W{weight_bits}A{bits}")
         if bits < 32:
-            plan = Plan.uniform(factorized, 0, weight_bits, bits)
-            graph = Quantize(plan=replace(plan, join_bits=options.join_bits or bits))(factorized).graph
+            if given is None:
+                plan = replace(Plan.uniform(factorized, 0, weight_bits, bits), join_bits=options.join_bits or bits)
+            else:
+                plan = given if bits == 0 else _with_bits(given, weight_bits, bits)
+            graph = Quantize(plan=plan)(factorized).graph
             if number:
                 continue_from(graph, factorized)
             graph = fxfactor.calibrate(graph, calibration)
@@ -85,6 +92,15 @@ def steps_of(
         continue_from(factorized, graph)
 
 
+def _with_bits(plan: Plan, weight_bits: int, activation_bits: int) -> Plan:
+    """The groups of a plan with other bits; its joins stay."""
+    layers = {
+        name: replace(layer, weight_bits=weight_bits, activation_bits=activation_bits)
+        for name, layer in plan.layers.items()
+    }
+    return Plan(layers, plan.join_bits)
+
+
 def measure(options: argparse.Namespace, data: Data) -> Iterator[Row]:
     train, judged = data.cifar10(options.split), data.cifar10("test")
     calibration = list(train[0][: options.calibration].split(64))
@@ -93,7 +109,7 @@ def measure(options: argparse.Namespace, data: Data) -> Iterator[Row]:
         train = tuple(torch.cat([part[:1000], part[3000:]]) for part in train)
     train = tuple(part[: options.images] for part in train)
     model = data.cifar_resnet(options.depth)
-    base = {"network": f"ResNet-{options.depth}", "level": options.level, "width": options.width,
+    base = {"network": f"ResNet-{options.depth}", "level": str(options.plan or options.level), "width": options.width,
             "images": len(train[0]),
             "learning_rate": options.learning_rate, "batch_size": options.batch_size, "seed": options.seed,
             "label_weight": options.label_weight, "judged_on": len(judged[0])}  # fmt: skip
@@ -108,8 +124,8 @@ def measure(options: argparse.Namespace, data: Data) -> Iterator[Row]:
 
 
 def _stage(text: str) -> tuple[int, int, int]:
-    """ "4:2", "2/4:3": weight bits, activation bits and epochs."""
-    bits, epochs = text.split(":")
+    """ "4:2", "2/4:3", "plan:3": weight bits, activation bits (0 for those of the plan) and epochs."""
+    bits, epochs = text.replace("plan", "0").split(":")
     weight_bits, _, activation_bits = bits.partition("/")
     return int(weight_bits), int(activation_bits or weight_bits), int(epochs)
 
@@ -125,8 +141,9 @@ def main() -> None:
         nargs="+",
         default=[(8, 8, 2), (4, 4, 2)],
         metavar="BITS:EPOCHS",
-        help="4:2, or weight bits/activation bits: 2/4:3",
+        help="4:2, or weight bits/activation bits: 2/4:3, or those of --plan: plan:3",
     )
+    parser.add_argument("--plan", type=Path, help="a plan in the place of level and width")
     parser.add_argument("--stop-after", metavar="W8A8", help="end after fine-tuning at these bits")
     parser.add_argument("--learning-rate", type=float, default=5e-3)
     parser.add_argument("--batch-size", type=int, default=64)
