@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--plans", type=int, default=5)
     parser.add_argument("--bits", nargs="+", type=int, default=[2, 3, 4, 6, 8])
-    parser.add_argument("--join-bits", type=int, default=8)
+    parser.add_argument("--join-bits", type=int, nargs="+", default=[8])
     parser.add_argument("--train", type=int, default=20000, help="training images")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()

@@ -7,7 +7,8 @@
                x ∈ {0, 1}
 
 An option is a layer plan, on a board in one of its foldings. A multiple-choice knapsack with couplings, solved to proven
-optimality by HiGHS (Huangfu and Hall 2018) through scipy.optimize.milp. Mixed-precision search by integer programming: HAWQ-V3 (Yao et al. 2021, arXiv 2011.10680).
+optimality by HiGHS (Huangfu and Hall 2018) through scipy.optimize.milp. Mixed-precision search by integer programming:
+HAWQ-V3 (Yao et al. 2021, arXiv 2011.10680).
 """
 
 from __future__ import annotations
