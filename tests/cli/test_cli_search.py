@@ -38,3 +38,12 @@ def test_pairs_of_bits_are_refused(folder: Path, capsys: pytest.CaptureFixture[s
     )
     assert "bits from 2 to 8, like 8 or 4,6,8, are required" in told
     assert not Path("plan.json").exists()
+
+
+def test_workers_find_the_same_plan(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("scipy")
+    np.save("images.npy", IMAGES)
+    asked = ("search", "cli_nets:small", "--images", "images.npy", "--bops", "0.05", "--levels", "0,2", "--bits", "4,8")
+    assert run(*asked, "-o", "alone.json") == 0
+    assert run(*asked, "--workers", "2", "-o", "together.json") == 0  # which import cli_nets from here
+    assert Path("alone.json").read_bytes() == Path("together.json").read_bytes()
