@@ -16,8 +16,33 @@ NAMED: dict[str, tuple[str, str, str]] = {
     ),
     "sensitivity judges on the half it fitted to": (
         "fxfactor/planning/sensitivity.py",
-        "return site_errors.judge(together[half:])",
-        "return site_errors.judge(together[:half])",
+        "yield sensitivity.judge(self.images[half:])",
+        "yield sensitivity.judge(self.images[:half])",
+    ),
+    "a choice has one folding": (
+        "fxfactor/planning/board.py",
+        "_different(_foldings(part, priced, target))",
+        "_different(_foldings(part, priced, target))[:1]",
+    ),
+    "what is beside the layers is not taken off the board": (
+        "fxfactor/planning/board.py",
+        "max(1.0, limit - beside.get(name, 0.0))",
+        "limit",
+    ),
+    "one number of bits of additions knows what is beside another's": (
+        "fxfactor/planning/board.py",
+        "left[plan.join_bits].update(",
+        "left[space.join_bits[0]].update(",
+    ),
+    "what rounding before additions loses does not count": (
+        "fxfactor/planning/plans.py",
+        "loss = sum(option.loss for option in chosen) + _loss_of_joins(errors, space, measure, join_bits)",
+        "loss = sum(option.loss for option in chosen)",
+    ),
+    "every worker measures all sites": (
+        "fxfactor/planning/sensitivity.py",
+        "frozenset(share) for share in shares if share)",
+        "frozenset(work) for share in shares if share)",
     ),
     "candidates are judged on the half they were fitted to": (
         "fxfactor/planning/plans.py",
@@ -80,7 +105,7 @@ NAMED: dict[str, tuple[str, str, str]] = {
         "order by rowid desc",
     ),
     "a broken transaction is committed": (
-        "fxfactor/exploration/state_file.py",
+        "fxfactor/storage/state_file.py",
         'self.connection.execute("rollback")',
         'self.connection.execute("commit")',
     ),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from layout import ELSEWHERE, ROOT, modules
 from layout import tests_of as files_for
+from named_mutations import NAMED
 
 
 def _defines_something(module: str) -> bool:
@@ -39,3 +40,12 @@ def test_tests_import_no_private_names() -> None:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fxfactor"):
                 names = [node.module or "", *(alias.name for alias in node.names)]
                 assert not any(part.startswith("_") for name in names for part in name.split(".")), (file, names)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_named_mutation_stands_where_it_says_and_is_python(name: str) -> None:
+    """Code that moves on takes its mutation with it: `make mutation` is not part of CI."""
+    file, before, after = NAMED[name]
+    source = (ROOT / file).read_text(encoding="utf-8")
+    assert source.count(before) == 1
+    ast.parse(source.replace(before, after))
