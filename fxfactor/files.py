@@ -1,7 +1,7 @@
 """Files and folders appear whole or not at all: everything is written under a temporary name and then renamed.
 
 A process that is killed cannot clean up. What it leaves is a hidden folder `.NAME.fxfactor-xxxxxxxx` beside NAME, and
-the next run that writes there, or looks for NAME, brings it to an end (`recover`): a lock that the system takes back
+the next run that writes there, or looks for NAME, brings it to an end (`finish_writing`): a lock that the system takes back
 when a process ends tells folders of the dead from those in use.
 """
 
@@ -62,7 +62,7 @@ def require_place_for_folder(path: str | Path, what: str, marker: str) -> None:
     """Raise PreconditionError unless `new_folder` can write there: worth asking before long work."""
     target = Path(path)
     _require_writable(target.absolute().parent, what)
-    recover(target)
+    finish_writing(target)
     if target.exists():
         if not target.is_dir():
             raise PreconditionError(f"{what}: {str(target)!r} is a file; give the name of a folder")
@@ -78,7 +78,7 @@ def new_folder(path: str | Path, what: str, marker: str) -> Iterator[Path]:
     """A temporary folder that takes the place of `path` if the block ends well and is deleted if it raises.
 
     An existing folder is replaced only if it is empty or holds the file `marker`, that is, if we wrote it. It takes two
-    renames, old folder away and new one in; after a kill between them both are still there, and `recover` does the
+    renames, old folder away and new one in; after a kill between them both are still there, and `finish_writing` does the
     second. Raises PreconditionError where the place is taken, and where the parent is missing or read-only.
     """
     target = Path(path)
@@ -97,7 +97,7 @@ def new_folder(path: str | Path, what: str, marker: str) -> Iterator[Path]:
             raise
 
 
-def recover(path: str | Path) -> None:
+def finish_writing(path: str | Path) -> None:
     """Bring to an end what killed processes left in the folder that `path` lies in, for `path` and all beside it.
 
     A folder that a killed process was about to replace gets its new contents, which were complete by then; everything
@@ -129,7 +129,7 @@ def _finish(scratch: Path, target: Path) -> None:
 
 @contextmanager
 def _temporary_folder(target: Path, what: str) -> Iterator[Path]:
-    recover(target)
+    finish_writing(target)
     try:
         scratch, lock = _locked_folder(target)
         while not os.fstat(lock.fileno()).st_nlink:  # swept by another process before the lock was taken

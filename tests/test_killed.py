@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fxfactor import PreconditionError
-from fxfactor.files import new_file, new_folder, private_folder, recover
+from fxfactor.files import finish_writing, new_file, new_folder, private_folder
 
 SAVE = """
 import os, signal, sys
@@ -59,7 +59,7 @@ def test_a_kill_while_a_folder_is_replaced_leaves_the_old_one_or_the_new_one(
     earlier: Path, call: int, found: str
 ) -> None:
     killed_at(call, "folder", earlier)
-    recover(earlier / "net")
+    finish_writing(earlier / "net")
     assert names(earlier) == ["net"]
     assert (earlier / "net" / "plan.json").read_text() == found
     assert (earlier / "net" / "half").exists() == (found == "new")
@@ -84,7 +84,7 @@ def test_the_next_run_sweeps_what_is_left(tmp_path: Path, kind: str) -> None:
 def test_what_a_living_process_writes_is_not_touched(tmp_path: Path) -> None:
     with new_folder(tmp_path / "net", "saving", marker="plan.json") as new:
         (new / "plan.json").write_text("new")
-        recover(tmp_path / "net")
+        finish_writing(tmp_path / "net")
         with new_file(tmp_path / "another.txt", "writing") as temporary:
             temporary.write_text("done")
     assert (tmp_path / "net" / "plan.json").read_text() == "new"
@@ -93,17 +93,17 @@ def test_what_a_living_process_writes_is_not_touched(tmp_path: Path) -> None:
 def test_hidden_folders_of_others_stay(tmp_path: Path) -> None:
     for name in (".net.1234", ".git", "net.fxfactor-1"):
         (tmp_path / name).mkdir()
-    recover(tmp_path / "net")
+    finish_writing(tmp_path / "net")
     assert names(tmp_path) == [".git", ".net.1234", "net.fxfactor-1"]
 
 
 def test_a_folder_without_a_lock_is_swept_once_it_is_old(tmp_path: Path) -> None:
     scratch = tmp_path / ".net.fxfactor-12345678"
     scratch.mkdir()
-    recover(tmp_path / "net")
+    finish_writing(tmp_path / "net")
     assert scratch.exists()
     os.utime(scratch, (0, 0))
-    recover(tmp_path / "net")
+    finish_writing(tmp_path / "net")
     assert not scratch.exists()
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fxfactor.cli.faults import of_the_user
 from fxfactor.cli.output import note, warn
 from fxfactor.errors import PreconditionError
-from fxfactor.files import recover
+from fxfactor.files import finish_writing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,7 +71,7 @@ def named_model(
     """
     from fxfactor.cli.weights import load_weights
 
-    recover(source)
+    finish_writing(source)
     if Path(source).is_dir():
         raise PreconditionError(f"{source!r} is a saved network, which is factorized already; name the original model")
     if pretrained and weights is not None:

@@ -17,7 +17,7 @@ from fxfactor.cli.networks import FORMS, bare_model, named_model, parse_name, us
 from fxfactor.cli.options import InputSize, Model, Pretrained, Source, TrustSource, Weights
 from fxfactor.cli.output import Json, show_json, tell, working
 from fxfactor.errors import PreconditionError
-from fxfactor.files import recover, require_place_for_file
+from fxfactor.files import finish_writing, require_place_for_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -87,7 +87,7 @@ def _without_warning(source: str, device: str | None) -> nn.Module:
 
 def is_saved(source: str) -> bool:
     """Whether `source` is a folder; what a killed process left of one is brought to an end first."""
-    recover(source)
+    finish_writing(source)
     return Path(source).is_dir()
 
 

@@ -17,7 +17,7 @@ from torch.fx import GraphModule
 
 from fxfactor.arguments import checked
 from fxfactor.errors import PreconditionError
-from fxfactor.files import new_folder, recover, require_place_for_folder
+from fxfactor.files import finish_writing, new_folder, require_place_for_folder
 from fxfactor.graph.capture import ASSUMED, capture
 from fxfactor.graph.questions import is_quantizer, placeholders, shape_of
 from fxfactor.passes.learn_thresholds import LEARNED, LearnThresholds
@@ -101,7 +101,7 @@ def read_about(folder: str | Path) -> dict[str, Any]:
 
     Nothing that it names is imported. Raises PreconditionError where the folder is not one of ours or is damaged.
     """
-    recover(folder)
+    finish_writing(folder)
     path = Path(folder) / WEIGHTS
     if not path.is_file() or not (Path(folder) / PLAN).is_file():
         raise PreconditionError(
