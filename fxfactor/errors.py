@@ -28,4 +28,11 @@ class FinnError(FxfactorError):
 
 
 class InfeasibleError(FinnError):
-    """No folding is fast enough, or none fits the board."""
+    """No folding is fast enough, or none fits the board.
+
+    `resource`: what binds (lut, bram18, dsp or uram), None where it is the speed or several together; `missing`: how much more
+    of it every folding needs.
+    """
+
+    resource: str | None = None
+    missing: float = 0.0

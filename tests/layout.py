@@ -86,7 +86,6 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "fxfactor/finn/integer/channels.py": ("tests/finn/test_other_networks.py", "with other kinds of networks"),
     "fxfactor/finn/integer/one_dimension.py": ("tests/finn/test_other_networks.py", "with other kinds of networks"),
     "fxfactor/finn/integer/resampling.py": ("tests/finn/test_other_networks.py", "with other kinds of networks"),
-    "fxfactor/finn/ways.py": ("tests/finn/test_requantizing.py tests/finn/test_grouped.py", "the choice of both"),
     "fxfactor/finn/layer_costs.py": ("tests/finn/test_costs.py", "the tests speak of costs"),
     "fxfactor/finn/preparation.py": ("tests/finn/test_prepare.py", "the function is called prepare"),
     "fxfactor/finn/result.py": ("tests/finn/test_runner.py", "what estimate answers"),

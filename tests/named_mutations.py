@@ -39,6 +39,16 @@ NAMED: dict[str, tuple[str, str, str]] = {
         "loss = sum(option.loss for option in chosen) + _loss_of_joins(errors, space, measure, join_bits)",
         "loss = sum(option.loss for option in chosen)",
     ),
+    "a network that fits in another way is refused": (
+        "fxfactor/finn/estimation.py",
+        "for _ in range(_MOST_SPARED):",
+        "for _ in range(0):",
+    ),
+    "what is short is spared where it costs most": (
+        "fxfactor/finn/ways.py",
+        "in sorted(found):",
+        "in sorted(found, reverse=True):",
+    ),
     "every worker measures all sites": (
         "fxfactor/planning/sensitivity.py",
         "frozenset(share) for share in shares if share)",

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -33,7 +34,7 @@ from fxfactor.finn.process.start import WORKER, events, explain
 from fxfactor.finn.process.worker import VERSION
 from fxfactor.finn.result import CONVERTERS, FIFOS, Estimate, GroupedForm, HardwareLayer, Step
 from fxfactor.finn.target import Folding, Frames, Limits, Target
-from fxfactor.finn.ways import Ways, choose_ways, in_order
+from fxfactor.finn.ways import Ways, choose_ways, in_order, spare
 from fxfactor.storage.qonnx import export
 
 UNITS = {"lut": "LUTs", "bram18": "18 kbit block RAMs", "dsp": "DSP slices", "uram": "UltraRAMs"}
@@ -43,6 +44,9 @@ FORMAT = 2
 
 SPEEDS = (64, 16, 4, 1)
 """Cycles per pixel of the largest layer with a choice: for the fastest network, what is cheapest at these is tried."""
+
+_MOST_SPARED = 3
+"""How often more of what is short is spared, before a network counts as too large."""
 
 SIMULATED_FIFOS = "FIFOs are as deep as the simulation whose depths were given has them (fifo_depths)."
 
@@ -88,7 +92,8 @@ def estimate(
     group; FINN's depthwise units for depthwise ones). None takes the cheapest for each layer on this board, by our estimates;
     `Estimate.grouped` says which and why. `requant`: whether a quantizer is one multiplication (a hardware layer of fxfactor's
     own) in place of thresholds, where that gives the same integers exactly: None decides by cost for each, False never, True
-    wherever it can be. With `target_fps="max"` what is cheapest at several speeds is tried, and the fastest network is taken.
+    wherever it can be. With `target_fps="max"` what is cheapest at several speeds is tried, and the fastest network is taken. At
+    a given speed, where the cheapest take too much of one resource, so many are built in another way as spare it.
 
     `fifo_depths`: words in each FIFO, stream -> depth: `Simulation.depths` of `fxfactor.finn.simulate` for the same hardware.
     They are in our figures then. Without it FIFOs have 2 words, and where branches meet what the slower branch is behind with;
@@ -212,7 +217,54 @@ class Job:
         return tempfile.TemporaryDirectory(prefix=f".run-{os.getpid()}-", dir=self.store)
 
     def run(self, name: str) -> Outcome:
-        """Interpret the file, run the worker in folder `name`, and put together what it sends."""
+        """Interpret the file, run the worker in folder `name`, and put together what it sends.
+
+        Where the network does not fit the board with what is cheapest for each layer, so many layers and quantizers are built in
+        another way as spare what is short, if it fits then.
+        """
+        outcome: Outcome | None = None
+        try:
+            outcome = self._run(name)
+            resource, missing = _most_over(outcome.estimate())
+        except InfeasibleError as error:
+            resource, missing = error.resource, error.missing
+            ways = self._sparing(resource, missing)
+            if ways is None:
+                raise
+        else:
+            ways = self._sparing(resource, missing)
+            if ways is None:
+                return outcome
+        for each in Path(name).iterdir():
+            shutil.rmtree(each) if each.is_dir() else each.unlink()
+        return replace(self, ways=ways)._run(name)
+
+    def _sparing(self, resource: str | None, missing: float) -> Ways | None:
+        """Ways in which the network fits, where the cheapest take so much too much of a resource; None where none are known."""
+        if resource is None or self.ways is not None or self.target.target_fps == "max" or self.folding == "finn":
+            return None
+        network = load_integers(self.file, Choices(look=self.requant is not False))
+        amount = 0.0
+        for _ in range(_MOST_SPARED):
+            amount += missing
+            layers, staircases = network.grouped, network.staircases
+            ways = spare(layers, staircases, self.target, self.grouped, self.requant, resource, amount)
+            if ways is None:
+                return None
+            trial = replace(
+                self, ways=ways, must_fit=True, verify=None, generate=False, describe=False, fifo_depths=None
+            )
+            try:
+                with trial.folder() as folder:
+                    trial._run(folder)
+                return ways
+            except InfeasibleError as error:
+                if error.resource != resource:
+                    return None
+                missing = error.missing
+        return None
+
+    def _run(self, name: str) -> Outcome:
         import onnx
 
         started, folder = time.monotonic(), Path(name)
@@ -351,9 +403,21 @@ class Job:
         elif kind == "layers":
             outcome.layers = event["layers"]
         elif kind == "stop" and event["kind"] == "infeasible":
-            raise InfeasibleError(_infeasible(event, self.target, outcome.network))
+            error = InfeasibleError(_infeasible(event, self.target, outcome.network))
+            if event.get("resource") is not None:
+                error.resource, error.missing = event["resource"], event["least"] - event["limit"]
+            raise error
         elif kind == "stop":
             raise FinnError(explain(event))
+
+
+def _most_over(found: Estimate) -> tuple[str | None, float]:
+    """The resource of which the largest share too much is taken, and how much that is; None where all fits."""
+    shares = {name: share for name, share in (found.shares or {}).items() if share > 1}
+    if not shares:
+        return None, 0.0
+    name = max(shares, key=shares.__getitem__)
+    return name, getattr(found.total, name) - getattr(found.available, name)
 
 
 def _save_images(path: Path, images: NDArray[Any], outputs: list[NDArray[Any]]) -> None:

@@ -45,7 +45,7 @@ def chains_to_price(layers: Sequence[GroupedConvolution], target: Target) -> lis
     """All hardware layers whose prices decide: those of layers that have a choice."""
     return [
         chain
-        for options in _options(layers, target).values()
+        for options in chains_by_form(layers, target).values()
         if len(options) > 1
         for chosen in options.values()
         for chain in chosen
@@ -60,7 +60,7 @@ def choose_forms(
     A depthwise convolution has no form "split": its branches are FINN's depthwise units. `prices`: of `chains_to_price`.
     Raises FinnError where a layer has no form on this board.
     """
-    options = _options(layers, target)
+    options = chains_by_form(layers, target)
     for layer in layers:
         if not options[layer.tensor]:
             raise FinnError(
@@ -70,7 +70,8 @@ def choose_forms(
     return {layer.tensor: _form(layer, options[layer.tensor], target, wanted, prices) for layer in layers}
 
 
-def _options(layers: Sequence[GroupedConvolution], target: Target) -> dict[str, dict[Form, list[Chain]]]:
+def chains_by_form(layers: Sequence[GroupedConvolution], target: Target) -> dict[str, dict[Form, list[Chain]]]:
+    """The hardware layers of every form that each layer can take, by the name of its output in the file."""
     return {
         layer.tensor: {form: list(_chains(layer, form)) for form in forms_on(target.board, layer)} for layer in layers
     }

@@ -216,15 +216,18 @@ def cheapest(ways: Mapping[Way, Prices], target: Target, emphasis: Emphasis = PL
 
     The share is the sum over LUTs, block RAMs, DSPs and UltraRAMs, each as a part of what the board has, times its emphasis.
     """
-    there = target.available
-    has = list(zip(SUMMED, emphasis, (there.lut, there.bram18, there.dsp, there.uram), strict=True))
 
     def rank(way: Way) -> tuple[float, float]:
-        prices = ways[way]
-        shares = sum(factor * prices[name] / count for name, factor, count in has if count)
-        return max(prices["cycles"], target.cycles), shares
+        return max(ways[way]["cycles"], target.cycles), share(ways[way], target, emphasis)
 
     return min(ways, key=rank)
+
+
+def share(prices: Prices, target: Target, emphasis: Emphasis = PLAIN) -> float:
+    """The shares of the board's LUTs, block RAMs, DSPs and UltraRAMs, each times its emphasis, added up."""
+    there = target.available
+    has = zip(SUMMED, emphasis, (there.lut, there.bram18, there.dsp, there.uram), strict=True)
+    return sum(factor * prices[name] / count for name, factor, count in has if count)
 
 
 def total(wanted: Sequence[Chain], prices: Mapping[Chain, Prices]) -> Prices:
