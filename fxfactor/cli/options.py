@@ -216,10 +216,10 @@ def parse_bits(text: str) -> Any:
 
 def parse_join_bits(text: str) -> Any:
     """ "8", "4,6,8": bits of tensors that enter additions."""
-    bits = parse_bits(text)
-    if any(isinstance(each, tuple) for each in bits):
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and 2 <= int(part[:4]) <= 8 for part in parts):
         raise typer.BadParameter(f'bits from 2 to 8, like 8 or 4,6,8, are required, found "{text}"')
-    return bits
+    return tuple(map(int, parts))
 
 
 JoinBits = Annotated[

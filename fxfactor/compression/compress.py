@@ -88,8 +88,8 @@ def compress(
     `label_weight`, `augment` and `seed` as in `fxfactor.finetune`; `cache` and `python` as in `fxfactor.finn.estimate`.
 
     workers: how many prices and sensitivities are worked out, and candidates made or trained, side by side, with one thread
-    each. engine: "local" for processes of this
-    machine, "ray" for a Ray cluster, whose machines must all see `folder`. The rows are those of one worker with one thread.
+    each. engine: "local" for processes of this machine, "ray" for a Ray cluster, whose machines must all see `folder`. The
+    rows are those of one worker with one thread.
 
     A run that was interrupted or killed goes on when called again with the same arguments, and loses the epoch or estimate
     it was at, at most. Raises PreconditionError on values out of range, where the board is too small or slow for every choice

@@ -222,17 +222,14 @@ class Job:
         Where the network does not fit the board with what is cheapest for each layer, so many layers and quantizers are built in
         another way as spare what is short, if it fits then.
         """
-        outcome: Outcome | None = None
         try:
             outcome = self._run(name)
-            resource, missing = _most_over(outcome.estimate())
         except InfeasibleError as error:
-            resource, missing = error.resource, error.missing
-            ways = self._sparing(resource, missing)
+            ways = self._sparing(error.resource, error.missing)
             if ways is None:
                 raise
         else:
-            ways = self._sparing(resource, missing)
+            ways = self._sparing(*_most_over(outcome.estimate()))
             if ways is None:
                 return outcome
         for each in Path(name).iterdir():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import cast
 
 from fxfactor.finn import grouped
+from fxfactor.finn.boards import Resources
 from fxfactor.finn.integer.forms import Choices, Form, GroupedConvolution, Staircase
 from fxfactor.finn.layer_costs import (
     PLAIN,
@@ -27,8 +28,8 @@ from fxfactor.finn.target import Target
 
 THRESHOLDS, MULTIPLICATION = "thresholds", "multiplication"
 
-RESOURCES = ("lut", "bram18", "dsp", "uram")
-"""Names of SUMMED in results and limits."""
+RESOURCES = tuple(each.name for each in fields(Resources))
+"""What SUMMED is called in results and limits."""
 
 _SPARED = 64.0
 """How much what is short counts where what layers take of it at least is compared."""

@@ -33,10 +33,9 @@ def test_pairs_of_bits_are_refused(folder: Path, capsys: pytest.CaptureFixture[s
         capsys, "search", "cli_nets:small", "--images", "images.npy", "--bops", "0.05", "--bits", "8/4", code=2
     )
     assert "chosen one by one" in told
-    told = error_of(
-        capsys, "search", "cli_nets:small", "--images", "images.npy", "--bops", "0.05", "--join-bits", "8/4", code=2
-    )
-    assert "bits from 2 to 8, like 8 or 4,6,8, are required" in told
+    for bits in ("8/4", "9", "4,,8"):
+        asked = ("search", "cli_nets:small", "--images", "images.npy", "--bops", "0.05", "--join-bits", bits)
+        assert "bits from 2 to 8, like 8 or 4,6,8, are required" in error_of(capsys, *asked, code=2)
     assert not Path("plan.json").exists()
 
 
