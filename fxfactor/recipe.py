@@ -18,7 +18,7 @@ from fxfactor.graph.questions import convolutions, sites
 from fxfactor.graph.watching import images_of
 from fxfactor.passes import FactorizeDepth, Quantize
 from fxfactor.pipeline import HISTORY, Change, Pipeline
-from fxfactor.plan.ladder import Level, check_bits, check_level
+from fxfactor.plan.ladder import Level, check_bits, check_level, check_weight_bits
 from fxfactor.plan.plan import Plan
 from fxfactor.plan_passes import plan_passes
 from fxfactor.quantization.calibrate import calibrate
@@ -49,9 +49,10 @@ def transform(
     itself is not changed.
 
     level: an int ≥ 0 (0, the default, factorizes nothing) or "depthwise"; see `fxfactor.groups_at`.
-    bits: 2 to 8, or (weight bits, activation bits); None, the default, stays in floating point. The first layer and the
-    classifier get 8 bits. width: channels between the factors, as a multiple of the input channels: 2 costs up to twice
-    the MACs and keeps far more accuracy. plan: groups, mid and bits for each layer, instead of level, bits and width.
+    bits: 2 to 8, or (weight bits, activation bits), where weights may have one, −1 and 1 times a scale; None, the default,
+    stays in floating point. The first layer and the classifier get 8 bits. width: channels between the factors, as a
+    multiple of the input channels: 2 costs up to twice the MACs and keeps far more accuracy. plan: groups, mid and bits for
+    each layer, instead of level, bits and width.
     keep: module paths that are not factorized. example_inputs: a tensor or tuple of arguments, where the input cannot be
     inferred and there is no calibration.
     calibration: batches of images; the factors are then fitted to the outputs on them and the activation ranges set
@@ -90,8 +91,8 @@ def transform(
     level = 0 if level is None else level
     check_level(level)
     weight_bits, activation_bits = bits if isinstance(bits, tuple) and len(bits) == 2 else (bits, bits)
-    check_bits(weight_bits, "bits")
     check_bits(activation_bits, "bits")
+    check_weight_bits(weight_bits, "bits")
     images = None if calibration is None else images_of(calibration, "calibration")
     if example_inputs is None and images:
         own = next(model.parameters(), images[0]) if isinstance(model, nn.Module) else images[0]

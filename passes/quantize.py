@@ -30,7 +30,7 @@ from fxfactor.graph.dataflow import (
     tensor_inputs,
 )
 from fxfactor.pipeline import Change, Pass, Skip
-from fxfactor.plan.ladder import check_bits
+from fxfactor.plan.ladder import check_bits, check_weight_bits
 from fxfactor.plan.layer_plan import LayerPlan
 from fxfactor.plan.plan import JOIN_BITS, Plan
 from fxfactor.quantization.batch_norm_statistics import histogram_of, propagate_statistics
@@ -57,7 +57,8 @@ class Quantize(Pass):
     Layers that have no quantized form (recurrent ones, attention, a function on parameters) stay in floating point;
     `fxfactor.summary` lists them.
 
-    Raises PreconditionError on bits outside 2…8, on neither bits nor a plan, on unknown sites in the plan, and on float16.
+    Raises PreconditionError on bits outside 2…8 (weights: 1…8), on neither bits nor a plan, on unknown sites in the plan, and
+    on float16.
     """
 
     weight_bits: int | None = None
@@ -66,8 +67,9 @@ class Quantize(Pass):
     plan: Plan | None = None
 
     def __post_init__(self) -> None:
-        for name in ("weight_bits", "activation_bits", "boundary_bits"):
-            check_bits(getattr(self, name), name)
+        check_weight_bits(self.weight_bits, "weight_bits")
+        check_bits(self.activation_bits, "activation_bits")
+        check_bits(self.boundary_bits, "boundary_bits")
         given = self.weight_bits is not None or self.activation_bits is not None
         if given == (self.plan is not None):
             raise PreconditionError("Quantize needs weight_bits and/or activation_bits, or a plan, and not both")

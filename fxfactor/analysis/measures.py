@@ -155,14 +155,15 @@ class Spread:
 
 
 class RoundingLoss:
-    """What a quantizer with the integer levels low…high does to a tensor: before → after = scale · level."""
+    """What a quantizer with the levels low, low + step … high does to a tensor: before → after = scale · level."""
 
-    def __init__(self, low: int, high: int, channel_axis: int = 1) -> None:
-        self.low, self.high, self.channel_axis = low, high, channel_axis
+    def __init__(self, low: int, high: int, channel_axis: int = 1, step: int = 1) -> None:
+        self.low, self.high, self.channel_axis, self.step = low, high, channel_axis, step
+        levels = (high - low) // step + 1
         self.error = Difference()
         self.count = self.zero_count = 0
-        self._bins = torch.zeros((high - low + 1) * CELL_BINS + 2, dtype=torch.float64)  # first and last: clipped
-        self.level_counts = torch.zeros(high - low + 1, dtype=torch.float64)
+        self._bins = torch.zeros(levels * CELL_BINS + 2, dtype=torch.float64)  # first and last: clipped
+        self.level_counts = torch.zeros(levels, dtype=torch.float64)
         self._constant = torch.empty(0, dtype=torch.bool)
         self._value = torch.empty(0, dtype=torch.float64)
 
@@ -173,9 +174,17 @@ class RoundingLoss:
         self.error.add(before, after)
         self.count += before.numel()
         self.zero_count += before.numel() - int(before.count_nonzero())
-        bins = (before / scale).sub_(self.low - 0.5).mul_(CELL_BINS).add_(1).clamp_(0, len(self._bins) - 1)
+        bins = (
+            (before / scale)
+            .sub_(self.low)
+            .div_(self.step)
+            .add_(0.5)
+            .mul_(CELL_BINS)
+            .add_(1)
+            .clamp_(0, len(self._bins) - 1)
+        )
         self._bins += torch.bincount(bins.long().flatten(), minlength=len(self._bins))
-        levels = (after / scale).round_().sub_(self.low).long().flatten()
+        levels = (after / scale).round_().sub_(self.low).div_(self.step).long().flatten()
         self.level_counts += torch.bincount(levels, minlength=len(self.level_counts))
         self._note_constants(after)
 
@@ -206,7 +215,7 @@ class RoundingLoss:
         cells = self._bins[1:-1].clone()
         cells[0] += self._bins[0]
         cells[-1] += self._bins[-1]
-        cells[CELL_BINS // 2 - self.low * CELL_BINS] -= self.zero_count
+        cells[CELL_BINS // 2 - self.low * CELL_BINS // self.step] -= self.zero_count
         cells = cells.view(-1, CELL_BINS)
         used = cells > 0
         spread = cells.sum(1, keepdim=True) / used.sum(1, keepdim=True).clamp_min(1)

@@ -15,7 +15,7 @@ from fxfactor.analysis.table import ORIGINAL, Bins, Distribution
 from fxfactor.analysis.taps import BatchNorm, QuantizerTap, SiteOutput, VariantTaps
 from fxfactor.graph.questions import TRANSPOSED, Site, module_of
 from fxfactor.quantization.brevitas_layers import is_quantized_layer, weight_bits_of
-from fxfactor.quantization.levels import integer_range
+from fxfactor.quantization.levels import weight_range
 
 BINS = 96
 """Bins of the histograms that are kept for the pictures; half as many for a few values."""
@@ -94,7 +94,7 @@ def _weight_row(variant: str, site: str, tensor: str, path: str, layer: nn.Modul
     with torch.no_grad():
         quantized = cast(Any, layer).quant_weight()
     bits, values = cast(int, weight_bits_of(layer)), quantized.value.detach()
-    rounding = RoundingLoss(*integer_range(bits, signed=True, narrow=True), axis)
+    rounding = RoundingLoss(*weight_range(bits), axis, step=2 if bits == 1 else 1)
     rounding.add(weight, values, quantized.scale)
     after = _spread_of(values, axis)
     row = replace(_with_rounding(row, rounding, bits), dead_after=after.zero_channels)

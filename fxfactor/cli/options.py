@@ -68,7 +68,9 @@ BitsOption = Annotated[
     int | None,
     typer.Option("--bits", "-b", min=2, max=8, help="Bits of weights and activations. None: floating point."),
 ]
-WeightBits = Annotated[int | None, typer.Option(min=2, max=8, help="Bits of the weights, where they differ.")]
+WeightBits = Annotated[
+    int | None, typer.Option(min=1, max=8, help="Bits of the weights, where they differ; 1: −1 and 1 times a scale.")
+]
 ActivationBits = Annotated[int | None, typer.Option(min=2, max=8, help="Bits of the activations, where they differ.")]
 Keep = Annotated[
     list[str] | None,
@@ -207,8 +209,13 @@ def parse_bits(text: str) -> Any:
     found: list[Any] = []
     for part in text.split(","):
         numbers = part.strip().split("/")
-        if not all(number.isdecimal() and 2 <= int(number[:4]) <= 8 for number in numbers) or len(numbers) > 2:
-            raise typer.BadParameter(f'bits from 2 to 8, like 2,3,4,8 or 8/4,4, are required, found "{part}"')
+        least = (1, 2) if len(numbers) == 2 else (2,)
+        if len(numbers) > 2 or not all(
+            number.isdecimal() and few <= int(number[:4]) <= 8 for number, few in zip(numbers, least, strict=True)
+        ):
+            raise typer.BadParameter(
+                f'bits from 2 to 8, like 2,3,4,8 or 8/4,4 (weights/activations; weights may have 1), are required, found "{part}"'
+            )
         pair = tuple(int(number) for number in numbers)
         found.append(pair if len(pair) == 2 else pair[0])
     return tuple(found)

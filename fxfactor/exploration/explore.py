@@ -23,7 +23,7 @@ from fxfactor.exploration.rung import BitPair, FineTune, Metric, Progressed, Run
 from fxfactor.exploration.state_file import Candidate, Store
 from fxfactor.graph.mixed_precision import Precision, require_precision
 from fxfactor.graph.watching import images_of
-from fxfactor.plan.ladder import Level, check_bits, check_level, check_width
+from fxfactor.plan.ladder import Level, check_bits, check_level, check_weight_bits, check_width
 from fxfactor.workers import Engine, require_workers, side_by_side
 
 if TYPE_CHECKING:
@@ -126,8 +126,8 @@ def pairs_of(bits: Iterable[int | BitPair | None]) -> tuple[BitPair, ...]:
     for pair in pairs:
         if len(pair) != 2:
             raise PreconditionError(f"bits must be ints or pairs (weight bits, activation bits), found {pair!r}")
-        for each in pair:
-            check_bits(each, "bits")
+        check_bits(pair[1], "bits")
+        check_weight_bits(pair[0], "bits")
     return tuple(sorted(dict.fromkeys(pairs), key=lambda p: (-(p[0] or 32) * (p[1] or 32), -(p[0] or 32))))
 
 

@@ -88,6 +88,11 @@ def datatype(bits: int, signed: bool = True) -> str:
     return f"{'INT' if signed else 'UINT'}{bits}"
 
 
+def weight_datatype(bits: int, bipolar: bool) -> str:
+    """FINN's name of weights; those of one bit take two where the layer knows integers only."""
+    return "BIPOLAR" if bits == 1 and bipolar else datatype(max(bits, 2))
+
+
 def chains(
     layer: Geometry, weight_bits: int, input_type: str, accumulator_bits: int, form: Form = "block"
 ) -> Iterator[Chain]:
@@ -99,7 +104,7 @@ def chains(
     common = {
         "ActVal": 0,
         "inputDataType": input_type,
-        "weightDataType": datatype(weight_bits),
+        "weightDataType": weight_datatype(weight_bits, bipolar=layer.groups == 1 or form != "block"),
         "outputDataType": accumulator,
         "accDataType": accumulator,
         "noActivation": 1,

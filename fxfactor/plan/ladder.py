@@ -21,6 +21,7 @@ from fxfactor.quantization.brevitas_layers import is_quantized_layer
 Level = int | Literal["depthwise"]
 
 BITS = range(2, 9)
+WEIGHT_BITS = range(1, 9)
 SMALLEST_INPUT = 8
 """Convolutions with fewer input channels are left as they are: there is next to nothing to save."""
 
@@ -37,12 +38,18 @@ def check_level(level: object) -> None:
         )
 
 
-def check_bits(bits: object, what: str) -> None:
-    """Raise PreconditionError unless `bits` is None (stay in floating point) or an int from 2 to 8."""
-    if bits is not None and (not isinstance(bits, int) or isinstance(bits, bool) or bits not in BITS):
+def check_bits(bits: object, what: str, allowed: range = BITS) -> None:
+    """Raise PreconditionError unless `bits` is None (stay in floating point) or an int from 2 to 8, or one that is allowed."""
+    if bits is not None and (not isinstance(bits, int) or isinstance(bits, bool) or bits not in allowed):
+        only = "; one bit is for weights alone, as in bits=(1, 4)" if isinstance(bits, int) and bits == 1 else ""
         raise PreconditionError(
-            f"{what} must be an int from {BITS[0]} to {BITS[-1]}, or None for floating point, found {bits!r}"
+            f"{what} must be an int from {allowed[0]} to {allowed[-1]}, or None for floating point, found {bits!r}{only}"
         )
+
+
+def check_weight_bits(bits: object, what: str) -> None:
+    """Raise PreconditionError unless `bits` is None (stay in floating point) or an int from 1 to 8."""
+    check_bits(bits, what, WEIGHT_BITS)
 
 
 @partial(checked, but=("level",))

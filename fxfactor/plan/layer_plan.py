@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fxfactor.errors import PreconditionError
-from fxfactor.plan.ladder import check_bits
+from fxfactor.plan.ladder import check_bits, check_weight_bits
 
 
 @dataclass(frozen=True)
@@ -13,8 +13,8 @@ class LayerPlan:
     """What becomes of one convolution or linear layer.
 
     groups: groups of the spatial factor; None leaves the layer in one piece. mid: channels between the factors, a
-    multiple of groups; None means as many as go in. weight_bits, activation_bits: 2 to 8, or None for floating point;
-    activation_bits holds for the tensors that enter the layer (both factors of a factorized one).
+    multiple of groups; None means as many as go in. weight_bits: 1 (−1 and 1) to 8; activation_bits: 2 to 8; None is floating
+    point. activation_bits holds for the tensors that enter the layer (both factors of a factorized one).
     """
 
     groups: int | None = None
@@ -29,5 +29,5 @@ class LayerPlan:
                 raise PreconditionError(f"{name} must be a positive int or None, found {value!r}")
         if self.mid is not None and self.groups is None:
             raise PreconditionError(f"mid={self.mid} needs groups: a layer left in one piece has no middle")
-        check_bits(self.weight_bits, "weight_bits")
+        check_weight_bits(self.weight_bits, "weight_bits")
         check_bits(self.activation_bits, "activation_bits")

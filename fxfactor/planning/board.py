@@ -48,7 +48,7 @@ from fxfactor.plan.plan import Plan
 from fxfactor.planning.plans import Limits, for_all, require_place
 from fxfactor.planning.space import Choice, Shape, Space
 from fxfactor.quantization.brevitas_layers import is_signed
-from fxfactor.quantization.levels import Bits, integer_range, rounded_weight
+from fxfactor.quantization.levels import Bits, weight_levels
 from fxfactor.recipe import transform
 from fxfactor.workers import ALONE, Crew
 
@@ -338,9 +338,7 @@ class HardwareLayers:
         """Mean per weight of the integers of one sign, and of both, in the output channel where they are largest."""
         if (name, bits) not in self.spreads:
             layer = self.originals[name].modules[0]
-            weight = rounded_weight(layer.weight.detach(), bits, layer).flatten(1)
-            scale = layer.weight.detach().flatten(1).abs().amax(1, keepdim=True).clamp_min(1e-30)
-            integers = weight / (scale / integer_range(bits, signed=True)[1])
+            integers = weight_levels(layer.weight.detach(), bits, layer)[0].flatten(1)
             above, below = integers.clamp_min(0).mean(1), integers.clamp_max(0).abs().mean(1)
             self.spreads[name, bits] = (
                 float(torch.maximum(above, below).max()),

@@ -15,7 +15,7 @@ from fxfactor.graph.dataflow import input_quantizer
 from fxfactor.graph.questions import CONVOLUTIONS, Site, sites
 from fxfactor.passes import Quantize
 from fxfactor.pipeline import Pipeline
-from fxfactor.plan.ladder import Level, check_bits, check_width, choose_shape, macs_per_output_pixel
+from fxfactor.plan.ladder import BITS, WEIGHT_BITS, Level, check_bits, check_width, choose_shape, macs_per_output_pixel
 from fxfactor.plan.layer_plan import LayerPlan
 from fxfactor.plan.plan import kept_sites
 from fxfactor.quantization.levels import Bits
@@ -166,7 +166,7 @@ def _bits(given: Sequence[Bits] | None, both: Sequence[Bits], what: str) -> tupl
     if not chosen:
         raise PreconditionError(f"a search needs at least one of {what}, found none; (2, 3, 4, 6, 8) is a good start")
     for each in chosen:
-        check_bits(each, what)
+        check_bits(each, what, BITS if what != "weight_bits" else WEIGHT_BITS)
     return tuple(sorted(set(chosen), key=lambda each: each or FLOAT_BITS))
 
 

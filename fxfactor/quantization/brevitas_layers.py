@@ -1,6 +1,7 @@
 """What we know about Brevitas layers: how one is made from a plain layer, and how bits and ranges are read and set.
 
-Weights: symmetric integers of narrow range, one scale per output channel, or one in all (`has_one_weight_scale`).
+Weights: symmetric integers of narrow range, one scale per output channel, or one in all (`has_one_weight_scale`), the largest
+weight at the last level; of one bit −1 and 1, and the scale is the mean of the magnitudes (XNOR-Net, arXiv 1603.05279).
 Activations: zero point 0, one scale per tensor, a trained parameter: its range is ±T for signed and 0…T for unsigned
 quantizers, in the unit of the tensor.
 """
@@ -11,7 +12,8 @@ from typing import Any, cast
 
 import torch
 from brevitas import nn as qnn
-from brevitas.inject.enum import ScalingImplType
+from brevitas.core.quant import BinaryQuant
+from brevitas.inject.enum import QuantType, ScalingImplType, StatsOp
 from brevitas.quant import Int8WeightPerChannelFloat, Int8WeightPerTensorFloat
 from brevitas.quant.base import ParamMinMaxInitScaling
 from brevitas.quant.scaled_int import Int8ActPerTensorFloat, Uint8ActPerTensorFloat
@@ -28,6 +30,25 @@ _QUANTIZED: dict[type[nn.Module], type[nn.Module]] = {
     nn.ConvTranspose3d: qnn.QuantConvTranspose3d,
     nn.Linear: qnn.QuantLinear,
 }
+
+
+class BipolarWeightPerTensor(Int8WeightPerTensorFloat):
+    """Weights −s and s, with s the mean magnitude of all."""
+
+    quant_type = QuantType.BINARY
+    scaling_stats_op = StatsOp.AVE
+
+
+class BipolarWeightPerChannel(Int8WeightPerChannelFloat):
+    """Weights −s and s, with s the mean magnitude of each output channel."""
+
+    quant_type = QuantType.BINARY
+    scaling_stats_op = StatsOp.AVE
+
+
+_PER_CHANNEL: dict[bool, type] = {False: Int8WeightPerChannelFloat, True: BipolarWeightPerChannel}
+_PER_TENSOR: dict[bool, type] = {False: Int8WeightPerTensorFloat, True: BipolarWeightPerTensor}
+"""Weight quantizers: of several bits, and of one."""
 
 
 class SignedActivation(ParamMinMaxInitScaling, Int8ActPerTensorFloat):
@@ -79,7 +100,7 @@ def quantize_layer(layer: nn.Module, bits: int) -> nn.Module:
     weight, bias = cast(Tensor, layer.weight), cast("Tensor | None", layer.bias)
     result = cast(Any, _QUANTIZED[kind])(
         **settings, bias=bias is not None, weight_bit_width=bits, device=weight.device, dtype=weight.dtype,
-        weight_quant=Int8WeightPerTensorFloat if has_one_weight_scale(layer) else Int8WeightPerChannelFloat,
+        weight_quant=(_PER_TENSOR if has_one_weight_scale(layer) else _PER_CHANNEL)[bits == 1],
     )  # fmt: skip
     # .data, since Brevitas' scale refers to the parameter object that its constructor made
     result.weight.data = weight.detach()
@@ -137,7 +158,8 @@ def weight_bits_of(layer: nn.Module) -> int | None:
     """Weight bits of a Brevitas layer; None for a plain one."""
     if not is_quantized_layer(layer):
         return None
-    return int(cast(Any, layer).weight_quant.tensor_quant.msb_clamp_bit_width_impl())
+    quantizer = cast(Any, layer).weight_quant.tensor_quant
+    return 1 if isinstance(quantizer, BinaryQuant) else int(quantizer.msb_clamp_bit_width_impl())
 
 
 def bits_of(quantizer: nn.Module | None) -> int | None:

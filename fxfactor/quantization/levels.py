@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from fxfactor.graph.questions import TRANSPOSED
@@ -26,6 +27,11 @@ def integer_range(bits: int, signed: bool, narrow: bool = False) -> tuple[int, i
     return 0, 2**bits - 1 - narrow
 
 
+def weight_range(bits: int) -> tuple[int, int]:
+    """The least and the greatest level of a weight: narrow; of one bit −1 and 1, with nothing between them."""
+    return (-1, 1) if bits == 1 else integer_range(bits, signed=True, narrow=True)
+
+
 def scale_at(limit: Limit, bits: int, signed: bool) -> Limit:
     """The distance of two levels of the range ±limit (signed) or 0…limit."""
     low, high = integer_range(bits, signed)
@@ -41,8 +47,17 @@ def rounded_weight(weight: Tensor, bits: Bits, layer: nn.Module | None = None) -
     """The weight as Brevitas rounds it: symmetric, narrow range, one scale for every output channel or in all."""
     if bits is None:
         return weight
+    integers, scale = weight_levels(weight, bits, layer)
+    return integers * scale
+
+
+def weight_levels(weight: Tensor, bits: int, layer: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+    """The integers of a weight as Brevitas rounds it, and their scale, which broadcasts over them."""
     axis = 1 if isinstance(layer, TRANSPOSED) else 0
     one_scale = layer is not None and has_one_weight_scale(layer)
     others = [a for a in range(weight.dim()) if one_scale or a != axis]
-    scale = weight.abs().amax(others, keepdim=True).clamp_min(1e-30) / integer_range(bits, True)[1]
-    return (weight / scale).round() * scale
+    magnitudes = weight.abs()
+    if bits == 1:
+        return torch.where(weight < 0, -1.0, 1.0).to(weight), magnitudes.mean(others, keepdim=True)
+    scale = magnitudes.amax(others, keepdim=True).clamp_min(1e-30) / weight_range(bits)[1]
+    return (weight / scale).round(), scale

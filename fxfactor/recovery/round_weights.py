@@ -34,7 +34,7 @@ from fxfactor.graph.questions import TRANSPOSED, Site, batch_norm_behind, layers
 from fxfactor.graph.watching import evaluating, images_of
 from fxfactor.pipeline import forget_judged
 from fxfactor.progress import track
-from fxfactor.quantization.brevitas_layers import is_quantized_layer
+from fxfactor.quantization.brevitas_layers import is_quantized_layer, weight_bits_of
 
 _CLIPS = torch.linspace(1.0, 0.3, 29).tolist()
 """Limits of the weights that are tried, as parts of the largest one."""
@@ -184,10 +184,14 @@ def _round_layer(layer: Any, moments: PatchMoments, ridge: float) -> tuple[float
     limits = _best_limits(layer, target, noisy.inputs.diagonal(dim1=-2, dim2=-1))
     _put(layer, target.clamp(-limits, limits))
     new = _compensated(layer, target.clamp(-limits, limits), noisy.inputs)
-    _put(layer, new)
+    _put(layer, new if weight_bits_of(layer) != 1 else _at_best_scale(layer, new, noisy))
     missed = _missed(split_originals(layer.quant_weight().value.double(), groups), noisy)
-    gains = missed < nearest if _has_channel_scales(layer) else (missed.sum() < nearest.sum()).expand_as(missed)
-    _put(layer, torch.where(gains.unsqueeze(-1), new, present))
+    found, otherwise = split_originals(layer.weight.double(), groups), nearest
+    if weight_bits_of(layer) == 1:
+        present = _at_best_scale(layer, present, noisy)
+        otherwise = _missed(present, noisy)
+    gains = missed < otherwise if _has_channel_scales(layer) else (missed.sum() < otherwise.sum()).expand_as(missed)
+    _put(layer, torch.where(gains.unsqueeze(-1), found, present))
     now = _missed(split_originals(layer.quant_weight().value.double(), groups), noisy)
     total = noisy.outputs.sum().clamp_min(torch.finfo(torch.float64).tiny)
     before, after = ((each.sum().clamp_min(0) / total).sqrt() for each in (nearest, now))
@@ -233,17 +237,31 @@ def _best_limits(layer: Any, target: Tensor, importance: Tensor) -> Tensor:
     return limits
 
 
+def _at_best_scale(layer: Any, weight: Tensor, moments: PatchMoments) -> Tensor:
+    """Weights of one bit with the same signs, and the magnitude for which the error is least."""
+    signs = torch.where(weight < 0, -1.0, 1.0).to(weight)
+    wanted, given = (
+        (signs * moments.cross).sum(-1, keepdim=True),
+        ((signs @ moments.inputs) * signs).sum(-1, keepdim=True),
+    )
+    if not _has_channel_scales(layer):
+        wanted, given = wanted.sum().expand_as(wanted), given.sum().expand_as(given)
+    return signs * (wanted / given).clamp_min(torch.finfo(torch.float32).tiny)
+
+
 def _compensated(layer: Any, target: Tensor, covariance: Tensor) -> Tensor:
     """Round `target`, which the layer holds, input by input; what is lost at one the later ones make up for.
 
     Inputs of large variance come first. The largest weight of a channel stays, and is rounded by the layer itself: so the
-    scale stays too, that of a quantizer with powers of two as well.
+    scale stays too, that of a quantizer with powers of two as well. Weights of one bit all have the magnitude of the scale.
     """
-    quantized = layer.quant_weight()
+    quantized, one_bit = layer.quant_weight(), weight_bits_of(layer) == 1
     scale = quantized.scale.double().flatten().expand(len(layer.weight)).reshape(*target.shape[:2], 1)
     levels = (quantized.value.double().reshape(target.shape) / scale).round()
     top = levels.abs().amax(-1) if _has_channel_scales(layer) else levels.abs().max()
-    largest = torch.zeros_like(levels).scatter_(-1, target.abs().argmax(-1, keepdim=True), 1.0)
+    largest = torch.zeros_like(levels)
+    if not one_bit:
+        largest.scatter_(-1, target.abs().argmax(-1, keepdim=True), 1.0)
     order = covariance.diagonal(dim1=-2, dim2=-1).argsort(dim=-1, descending=True, stable=True)
     columns = order.unsqueeze(1).expand_as(target)
     weight, levels, kept = (each.gather(-1, columns) for each in (target / scale, levels, largest))
@@ -256,7 +274,8 @@ def _compensated(layer: Any, target: Tensor, covariance: Tensor) -> Tensor:
         end = min(begin + BLOCK, target.shape[-1])
         errors = torch.zeros_like(weight[..., begin:end])
         for i in range(begin, end):
-            nearest = weight[..., i].round().clamp(-top, top)
+            here = weight[..., i]
+            nearest = torch.where(here < 0, -1.0, 1.0).to(here) if one_bit else here.round().clamp(-top, top)
             levels[..., i] = torch.where(kept[..., i] > 0, levels[..., i], nearest)
             errors[..., i - begin] = (weight[..., i] - levels[..., i]) / upper[:, i, i, None]
             weight[..., i + 1 : end] -= errors[..., i - begin, None] * upper[:, None, i, i + 1 : end]

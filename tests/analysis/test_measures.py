@@ -125,11 +125,24 @@ def test_rounding_is_what_numpy_says(kind: str, low: int, high: int, channels_ha
     assert rounding.kl == pytest.approx(kl_of_cells(steps, low, high), rel=1e-9, abs=1e-12)
 
 
-def kl_of_cells(steps: np.ndarray, low: int, high: int) -> float:
+def test_weights_of_one_bit_have_two_levels() -> None:
+    values = np.random.default_rng(0).standard_normal((3, 500))
+    values[:, :5] = 0.0
+    scale = np.abs(values).mean(1, keepdims=True)
+    after = np.where(values < 0, -scale, scale)
+    rounding = RoundingLoss(-1, 1, 0, step=2)
+    rounding.add(torch.from_numpy(values), torch.from_numpy(after), torch.from_numpy(scale))
+    assert rounding.level_counts.tolist() == [(after < 0).sum(), (after > 0).sum()]
+    assert rounding.levels_used == 1
+    assert rounding.clipped == (np.abs(values) > 2 * scale).mean()  # more than half of the distance 2 beyond
+    assert rounding.kl == pytest.approx(kl_of_cells(values / scale / 2 - 0.5, -1, 0, zero=-0.5), rel=1e-9)
+
+
+def kl_of_cells(steps: np.ndarray, low: int, high: int, zero: float = 0) -> float:
     """TensorRT's divergence, value by value: P in 8 bins to a level, Q flat over the bins of a level that P uses."""
     counts: dict[tuple[int, int], int] = {}
     for step in steps.flatten():
-        if step == 0:
+        if step == zero:
             continue
         inside = min(max(step, low - 0.5), high + 0.5 - 1e-9)
         level = math.floor(inside + 0.5)

@@ -69,6 +69,19 @@ def test_the_hardware_layers_of_a_convolution() -> None:
     assert _kinds(replace(CONV, groups=16), "branches") == [*[padding, depthwise] * 2, joined]
 
 
+def test_weights_of_one_bit_are_bipolar_where_the_layer_is_finns() -> None:
+    """A block of groups reads integers: there they take two bits."""
+
+    def types(groups: int, form: Form) -> set[str]:
+        found = [
+            dict(node) for chain in chains(replace(CONV, groups=groups), 1, "UINT4", 12, form) for _, node in chain
+        ]
+        return {each["weightDataType"] for each in found if "weightDataType" in each}
+
+    assert types(1, "block") == types(4, "branches") == types(16, "branches") == {"BIPOLAR"}
+    assert types(4, "block") == {"INT2"}
+
+
 def test_sizes_and_fan_in() -> None:
     layer = Geometry(16, 32, 4, (9, 8), (3, 5), (2, 1), (1, 0, 1, 1), (1, 2))
     wanted = torch.nn.functional.conv2d(
@@ -147,6 +160,20 @@ def test_sites_cost_what_finn_estimates_for_them_in_the_whole_network(board: str
         assert sum(each["lut"] for each in mine) == pytest.approx(sum(each.resources.lut for each in there), rel=0.1)
     luts = sum(prices[chain]["lut"] for counts in parts.values() for chain in counts)
     assert luts == pytest.approx(whole.total.lut, rel=0.3)  # thresholds are as wide as the sums that bits allow
+
+
+@pytest.mark.finn
+def test_a_matrix_unit_of_one_bit_takes_no_dsps() -> None:
+    target, several, one = (
+        Target("ZCU104", target_fps=20_000),
+        list(chains(CONV, 4, "UINT4", 12)),
+        list(chains(CONV, 1, "UINT4", 9)),
+    )
+    prices = price([*several, *one], target)
+    assert prices[one[-1]]["cycles"] <= target.cycles
+    assert (prices[one[-1]]["dsp"], prices[one[-1]]["finn_dsp"]) == (0, 0)
+    assert prices[one[-1]]["lut"] > prices[one[-1]]["finn_lut"] > 300  # with the queues between its stages
+    assert prices[several[-1]]["dsp"] > 0
 
 
 @pytest.mark.slow

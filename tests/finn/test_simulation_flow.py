@@ -352,8 +352,6 @@ def test_every_grouped_network_in_every_form(name: str, form: Any, write: Write,
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TAKEN)
 def test_every_network_that_finn_takes(name: str, write: Write, cache: Path) -> None:
-    if name == "binary weights":
-        pytest.skip("bipolar layers have no model yet")
     model = build(TAKEN[name])
     result = fxfactor.finn.simulate(write(model), torch.randn(3, 3, 8, 8), "ZCU104", 2000, cache=cache)
     assert result.is_right, result.differences or result.stopped

@@ -374,7 +374,7 @@ def test_ranges_without_data_are_near_those_from_calibration(name, level):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"weight_bits": 9}, "weight_bits must be an int from 2 to 8, or None for floating point, found 9"),
+        ({"weight_bits": 9}, "weight_bits must be an int from 1 to 8, or None for floating point, found 9"),
         ({"activation_bits": 1}, "activation_bits must be an int from 2 to 8, or None for floating point, found 1"),
         ({"weight_bits": 4, "boundary_bits": 16}, "boundary_bits must be an int from 2 to 8"),
         ({"weight_bits": 4.0}, r"found 4\.0"),

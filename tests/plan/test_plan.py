@@ -128,7 +128,7 @@ def test_kept_sites_are_quantized_but_not_factorized():
         ({"groups": True}, "groups must be a positive int or None, found True"),
         ({"groups": 2, "mid": -4}, "mid must be a positive int or None, found -4"),
         ({"mid": 4}, "mid=4 needs groups: a layer left in one piece has no middle"),
-        ({"weight_bits": 9}, "weight_bits must be an int from 2 to 8, or None for floating point, found 9"),
+        ({"weight_bits": 9}, "weight_bits must be an int from 1 to 8, or None for floating point, found 9"),
         ({"activation_bits": 1}, "activation_bits must be an int from 2 to 8"),
         ({"weight_bits": "4"}, "weight_bits must be .*, found '4'"),
     ],

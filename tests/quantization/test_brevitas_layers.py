@@ -97,3 +97,15 @@ def test_no_range_goes_beyond_where_the_activation_clips() -> None:
     assert get_limit(quantizer) == pytest.approx(6.0)
     set_limit(quantizer, 2.0)
     assert get_limit(quantizer) == pytest.approx(2.0)
+
+
+def test_weights_of_one_bit_are_two_magnitudes_per_channel() -> None:
+    layer = nn.Conv2d(16, 5, 3)
+    layer.weight.data.mul_(torch.tensor([1.0, 2.0, 0.1, 5.0, 1.0]).view(-1, 1, 1, 1))
+    found = quantize_layer(layer, 1)
+    assert weight_bits_of(found) == 1
+    weight = found.quant_weight()  # type: ignore[operator]
+    torch.testing.assert_close(weight.scale.flatten(), layer.weight.detach().abs().flatten(1).mean(1))
+    torch.testing.assert_close(weight.value, torch.where(layer.weight < 0, -weight.scale, weight.scale))
+    weight.value.square().sum().backward()
+    assert found.weight.grad.abs().sum() > 0  # type: ignore[operator, union-attr]

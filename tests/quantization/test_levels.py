@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from networks import ResidualNet, randomized
 from torch import nn
 
 import fxfactor
-from fxfactor.quantization.levels import integer_range, round_to_levels, rounded_weight, scale_at
+from fxfactor.quantization.brevitas_layers import quantize_layer
+from fxfactor.quantization.levels import (
+    integer_range,
+    round_to_levels,
+    rounded_weight,
+    scale_at,
+    weight_levels,
+    weight_range,
+)
 
 pytest.importorskip("scipy")
 
@@ -17,6 +27,20 @@ def test_weights_are_rounded_as_brevitas_rounds_them() -> None:
     qmodel = fxfactor.transform(randomized(ResidualNet(16)), level=0, bits=3, example_inputs=torch.randn(1, 3, 16, 16))
     layer = qmodel.get_submodule("block.conv1")
     torch.testing.assert_close(rounded_weight(layer.weight.detach(), 3), layer.quant_weight().value.detach())
+
+
+@pytest.mark.parametrize("bits", [1, 2, 8])
+@pytest.mark.parametrize(
+    "plain", [nn.Conv2d(4, 6, 3, groups=2), nn.Linear(5, 3), nn.ConvTranspose2d(4, 6, 3, groups=2)]
+)
+def test_integers_and_scale_are_those_of_brevitas(plain: nn.Module, bits: int) -> None:
+    layer: Any = quantize_layer(plain, bits)
+    layer.weight.data.flatten()[:3] = torch.tensor([0.0, 1.0, -1.0])
+    integers, scale = weight_levels(layer.weight.detach(), bits, layer)
+    low, high = weight_range(bits)
+    assert (integers.min(), integers.max()) == (low, high)
+    assert torch.equal(integers, integers.round())
+    torch.testing.assert_close(integers * scale, layer.quant_weight().value.detach())
 
 
 @pytest.mark.parametrize("bits", [2, 3, 8])

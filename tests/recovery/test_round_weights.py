@@ -126,6 +126,25 @@ def test_no_channel_gets_worse_than_with_the_nearest_levels():
         assert after.mean() < 0.9 * before.mean()
 
 
+@pytest.mark.parametrize("groups", [1, 3])
+def test_weights_of_one_bit_are_signs_times_the_best_scale(groups):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 24, 2, groups=groups, bias=False)).eval(), torch.randn(4, 3, 8, 8).cumsum(-1)
+    plan = Plan.uniform(fxfactor.capture(model, x[:1]), 0, 1, 8, boundary_bits=8).with_layer("0", weight_bits=1)
+    graph = transform(model, plan=plan, calibration=[x], recover="none")
+    with torch.no_grad():
+        before = (graph(x) - model(x)).square().mean((0, 2, 3))
+        round_weights(model, graph, [x], ridge=1e-9)
+        after = (graph(x) - model(x)).square().mean((0, 2, 3))
+        weight, again = graph.get_submodule("0").weight, graph.get_submodule("0").quant_weight()
+        torch.testing.assert_close(again.value, weight)  # all that it holds is ± one magnitude for each channel
+        assert (after <= before * (1 + 1e-4)).all()
+        assert after.mean() < 0.8 * before.mean()
+        for factor in (0.97, 1.03):  # no other scale is better
+            graph.get_submodule("0").weight.data = weight * factor
+            assert (graph(x) - model(x)).square().mean() > after.mean()
+
+
 def test_a_weight_that_stands_out_and_matters_little_is_clipped():
     """Three times the others, on an input that is almost zero: kept, it would leave the others one level."""
     torch.manual_seed(0)

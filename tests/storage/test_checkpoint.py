@@ -28,7 +28,7 @@ def transformed(level=1, bits=4, **settings) -> GraphModule:
 
 
 @pytest.mark.parametrize(
-    ("level", "bits"), [(0, None), (1, None), (0, 4), (2, 3), ("depthwise", (2, 8)), (1, (4, None))]
+    ("level", "bits"), [(0, None), (1, None), (0, 4), (2, 3), ("depthwise", (2, 8)), (1, (4, None)), (1, (1, 4))]
 )
 def test_what_was_saved_comes_back_bit_by_bit(tmp_path, level, bits):
     graph = transformed(level, bits, calibration=[torch.randn(IMAGES)])

@@ -38,7 +38,8 @@ def _elements(port: Port) -> tuple[int, int, int]:
 
 def _constant(layer: Layer) -> np.ndarray:
     values = np.load(layer.told["constant"])
-    if (values != np.round(values)).any() or "BIPOLAR" in layer.attributes.values():
+    streams = {layer.attributes.get("inputDataType"), layer.attributes.get("outputDataType")}
+    if (values != np.round(values)).any() or "BIPOLAR" in streams:  # weights may be −1 and 1
         raise FinnError(
             f"required: integers of at least 2 bits as weights of {layer.name} ({layer.kind}); found: other values; use "
             "weights of at least 2 bits"
