@@ -27,6 +27,7 @@ import torch
 from data import Data, find
 from rich.console import Console
 from rich.table import Table
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils.data import DataLoader, TensorDataset
@@ -67,6 +68,8 @@ def steps_of(
     if given is not None or options.level != 0:
         fit_to_outputs(original, factorized, calibration)
         yield "fitted to outputs, fp32", factorized
+    if options.start is not None:
+        _take_over(factorized, options.start)
     graph = factorized
     for number, (weight_bits, bits, epochs) in enumerate(options.stages):
         name = {0: "bits of the plan", 32: "fp32"}.get(bits, f"W{weight_bits}A{bits}")
@@ -85,11 +88,20 @@ def steps_of(
         finetune(
             graph, DataLoader(TensorDataset(*train), batch_size=options.batch_size, shuffle=True, drop_last=True),
             teacher=model, epochs=epochs, augment=flip_and_shift, seed=options.seed, learning_rate=options.learning_rate,
-            label_weight=options.label_weight, batch_norm=options.batch_norm, weight_limits=options.weight_limits,
+            label_weight=options.label_weight, label_epochs=options.label_epochs, batch_norm=options.batch_norm,
+            weight_limits=options.weight_limits, oscillations=options.oscillations,
             checkpoint=options.out and options.out / f"{number}-{bits}bits",
         )  # fmt: skip
         yield f"{name}, fine-tuned for {epochs} epochs", graph
         continue_from(factorized, graph)
+
+
+@torch.no_grad()
+def _take_over(factorized: GraphModule, stage: Path) -> None:
+    """The weights and batch norms that a stage of another run ended with."""
+    saved = load_file(stage / "checkpoint.safetensors")
+    for name, tensor in factorized.state_dict().items():
+        tensor.copy_(saved[f"model.{name}"])
 
 
 def _with_bits(plan: Plan, weight_bits: int, activation_bits: int) -> Plan:
@@ -130,6 +142,10 @@ def _stage(text: str) -> tuple[int, int, int]:
     return int(weight_bits), int(activation_bits or weight_bits), int(epochs)
 
 
+def _rate(text: str) -> float | None:
+    return None if text == "try" else float(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--depth", type=int, default=20, help="20 or 32")
@@ -144,10 +160,17 @@ def main() -> None:
         help="4:2, or weight bits/activation bits: 2/4:3, or those of --plan: plan:3",
     )
     parser.add_argument("--plan", type=Path, help="a plan in the place of level and width")
+    parser.add_argument(
+        "--start",
+        type=Path,
+        metavar="OUT/0-8bits",
+        help="begin with the weights of a stage of another run, as for an ablation",
+    )
     parser.add_argument("--stop-after", metavar="W8A8", help="end after fine-tuning at these bits")
-    parser.add_argument("--learning-rate", type=float, default=5e-3)
+    parser.add_argument("--learning-rate", type=_rate, default=5e-3, help='a number, or "try"')
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--label-weight", type=float, default=0.0)
+    parser.add_argument("--label-epochs", type=int, help="labels in so many of the last epochs of each stage alone")
     parser.add_argument("--pieces", type=int, default=0, help="learn thresholds, by curves of so many pieces")
     parser.add_argument(
         "--join-bits", type=int, help="of tensors that enter additions; as many as the others, if not given"
@@ -160,6 +183,7 @@ def main() -> None:
     )
     parser.add_argument("--batch-norm", default="updated", help="fixed or updated; the tables were made with updated")
     parser.add_argument("--weight-limits", default="learned", help="learned or largest; older tables: largest")
+    parser.add_argument("--oscillations", default="free", help="free or frozen")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="folder for checkpoints and rows.jsonl")

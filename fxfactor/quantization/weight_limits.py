@@ -34,7 +34,7 @@ class _RoundWithin(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, limit: Tensor, high: int) -> Tensor:
         rows = weight.flatten(1)
         largest = rows.abs().amax(1, keepdim=True)
-        scale = torch.minimum(limit.abs(), largest).clamp_min_(SMALLEST).div_(high)
+        scale = _scale(largest, limit, high)
         levels = rows / scale
         rounded = levels.round().clamp_(-high, high)
         inside = levels.abs() <= high * (1 + 1e-6)  # the largest weight is inside where it is the limit
@@ -74,6 +74,24 @@ def learned_weight_limits(graph: nn.Module) -> Iterator[None]:
             with torch.no_grad():
                 layer.weight.copy_(_RoundWithin.apply(layer.weight, layer.weight_limit, high))
             del layer.__dict__["forward"], layer._parameters[PARAMETER]
+
+
+def rounded_rows(layer: Any) -> tuple[Tensor, Tensor] | None:
+    """Levels (C_out, K) and scales (C_out, 1) of a layer while its limits are trained; None where they are not.
+
+    >>> levels, scale = rounded_rows(layer)  # doctest: +SKIP
+    """
+    limit = getattr(layer, PARAMETER, None)
+    if limit is None:
+        return None
+    high = cast(int, highest_level(layer))
+    rows = layer.weight.detach().flatten(1)
+    scale = _scale(rows.abs().amax(1, keepdim=True), limit.detach(), high)
+    return (rows / scale).round_().clamp_(-high, high), scale
+
+
+def _scale(largest: Tensor, limit: Tensor, high: int) -> Tensor:
+    return torch.minimum(limit.abs(), largest).clamp_min_(SMALLEST).div_(high)
 
 
 def _layer(layer: Any, high: int, x: Tensor) -> Tensor:

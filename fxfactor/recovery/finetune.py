@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -30,19 +31,28 @@ from fxfactor.files import new_file
 from fxfactor.graph.capture import as_graph
 from fxfactor.graph.mixed_precision import Precision, computing_in, require_precision
 from fxfactor.graph.questions import is_quantizer
-from fxfactor.graph.watching import inputs_of, modes_kept, not_empty
+from fxfactor.graph.watching import evaluating, inputs_of, modes_kept, not_empty
 from fxfactor.pipeline import forget_judged
 from fxfactor.progress import track
 from fxfactor.quantization.fused import fused_quantizers
 from fxfactor.quantization.threshold_curve import ThresholdCurve
 from fxfactor.quantization.weight_limits import learned_weight_limits
 from fxfactor.recovery.blocks import Matching, batch_norms, channels_last, cosine
+from fxfactor.recovery.oscillations import Freezing
 from fxfactor.recovery.reconstruct import Augment
 
+TRIAL_STEPS = 20  # of a learning rate, at least
+KEPT_BATCHES = 8  # by which learning rates are judged
 _CHECKPOINT = "checkpoint.safetensors"
 
 BatchNorms = Literal["fixed", "updated"]
 """Whether batch norms keep the statistics they have, or take those of every batch and learn new ones."""
+
+Oscillations = Literal["free", "frozen"]
+"""Whether weights that jump to and fro between two levels may do so."""
+
+RATES = (5e-4, 1e-3, 2e-3, 5e-3)
+"""Learning rates that are tried where none is given."""
 
 WeightLimits = Literal["largest", "learned"]
 """Whether the range of a channel's weights is the largest of them, or clips where the training finds it best."""
@@ -56,6 +66,8 @@ class Epoch:
     loss: float  # mean over the steps
     images: int
     seconds: float
+    learning_rate: float  # at the start of the cosine
+    frozen_weights: int = 0  # so far
 
 
 @partial(checked, but=("teacher",))
@@ -65,11 +77,13 @@ def finetune(
     *,
     teacher: nn.Module | None = None,
     epochs: int = 2,
-    learning_rate: float = 2e-3,
+    learning_rate: float | None = 2e-3,
     label_weight: float = 0.0,
+    label_epochs: int | None = None,
     augment: Augment | None = None,
     batch_norm: BatchNorms = "fixed",
     weight_limits: WeightLimits = "learned",
+    oscillations: Oscillations = "free",
     precision: Precision = "float32",
     seed: int = 0,
     checkpoint: str | Path | None = None,
@@ -78,13 +92,17 @@ def finetune(
 
     Before: what `fxfactor.transform` gave, quantized or not. After: the same modules, trained. With a `teacher` (the model
     that was transformed) the loss is the distance to it at every block boundary and at the output (`fxfactor.reconstruct`)
-    plus label_weight · cross-entropy; without one it is the cross-entropy alone.
+    plus label_weight · cross-entropy, in the last `label_epochs` alone where that is given; without one it is the
+    cross-entropy alone.
 
-    loader: batches (images, labels), or images alone where no label is needed; its order is fixed by `seed`. augment:
+    loader: batches (images, labels), or images alone where no label is needed; its order is fixed by `seed`. learning_rate:
+    None tries each of `RATES` for a twentieth of the steps, at least 20, and takes the one after which the first batches, kept
+    out of the trials, have the least loss; that costs a fifth more. augment:
     `(images, generator) → images`, such as `fxfactor.flip_and_shift`. batch_norm: "fixed" keeps the statistics, to which rounded
     weights were fitted; "updated" takes those of each batch, as the original was trained. weight_limits: "learned" trains the
     range of each output channel's weights too (`fxfactor.quantization.weight_limits`) and leaves weights that are rounded;
-    "largest" keeps the range up to the largest weight. precision: "bfloat16" computes
+    "largest" keeps the range up to the largest weight. oscillations: "frozen" holds weights that jump to and fro between two
+    levels (`fxfactor.recovery.oscillations`); it needs learned limits. precision: "bfloat16" computes
     convolutions and linear layers in that (torch.autocast), which is faster on GPUs that have it. checkpoint: a folder; the state
     is kept there after every epoch, and a run that finds one goes on from it, to the same result up to rounding.
 
@@ -94,9 +112,15 @@ def finetune(
     Raises PreconditionError on an empty loader, missing labels, settings out of range and a checkpoint of another run;
     FxfactorError where the loss is no longer finite.
     """
-    _require_settings(epochs, learning_rate, teacher, label_weight)
+    _require_settings(epochs, learning_rate, teacher, label_weight, label_epochs)
     _require_one_of("batch_norm", batch_norm, get_args(BatchNorms))
     _require_one_of("weight_limits", weight_limits, get_args(WeightLimits))
+    _require_one_of("oscillations", oscillations, get_args(Oscillations))
+    if oscillations == "frozen" and weight_limits != "learned":
+        raise PreconditionError(
+            f'oscillations="frozen" needs weight_limits="learned", found {weight_limits!r}: levels that move with the largest '
+            "weight hold nothing still"
+        )
     require_precision(precision)
     label_weight = 1.0 if teacher is None else label_weight
     task: nn.Module = _Objective(model, None if teacher is None else as_graph(teacher, model), label_weight)
@@ -111,13 +135,18 @@ def finetune(
             "weight_limits": weight_limits,
             "seed": seed,
         }
-        settings |= {} if precision == "float32" else {"precision": precision}  # older checkpoints have none
+        settings |= {} if precision == "float32" else {"precision": precision}  # older checkpoints have none of these
+        settings |= {} if label_epochs is None else {"label_epochs": label_epochs}
+        settings |= {} if oscillations == "free" else {"oscillations": oscillations}
         run = _Run(model, settings, None if checkpoint is None else Path(checkpoint))
         task = DistributedDataParallel(task) if _process() is not None else task
         task.train()
         if batch_norm == "fixed":
             batch_norms(model).eval()
-        return [run.epoch(number, task, loader, augment, label_weight > 0) for number in range(run.first, epochs)]
+        labelled = range(0 if label_epochs is None else epochs - label_epochs, epochs if label_weight > 0 else 0)
+        if run.learning_rate is None:
+            run.learning_rate = run.best_rate(task, loader, augment, 0 in labelled)
+        return [run.epoch(number, task, loader, augment, number in labelled) for number in range(run.first, epochs)]
 
 
 @checked
@@ -174,11 +203,15 @@ class _Run:
 
     def __init__(self, model: GraphModule, settings: dict[str, Any], folder: Path | None) -> None:
         self.model, self.settings, self.folder = model, settings, folder
-        self.epochs, self.learning_rate, self.seed = (settings[name] for name in ("epochs", "learning_rate", "seed"))
+        self.epochs, self.seed = settings["epochs"], settings["seed"]
+        self.learning_rate: float | None = settings["learning_rate"]
         self.first, saved = self._load()
+        self.freezing = Freezing(model) if settings.get("oscillations") == "frozen" else None
+        if self.freezing is not None and saved:
+            self.freezing.load({name.removeprefix("freezing."): value for name, value in saved.items()})
         # after loading, since Brevitas puts new parameter objects in place then
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.optimizer = torch.optim.Adam(self.parameters.values(), self.learning_rate)
+        self.optimizer = torch.optim.Adam(self.parameters.values())
         for name, parameter in self.parameters.items():  # in the parameter's memory layout: rounding depends on it
             if f"optimizer.step.{name}" in saved:
                 moments = {key: saved[f"optimizer.{key}.{name}"] for key in ("exp_avg", "exp_avg_sq")}
@@ -189,32 +222,65 @@ class _Run:
         self, number: int, task: nn.Module, loader: Iterable[Any], augment: Augment | None, with_labels: bool
     ) -> Epoch:
         start, images_seen, losses = time.perf_counter(), 0, []
-        rank = _process() or 0
-        torch.manual_seed(self.seed + number)
-        generator = torch.Generator().manual_seed((self.seed + number) * 1_000_003 + rank)
-        sampler: Any = getattr(loader, "sampler", None)
-        if hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(number)
+        rank, rate = _process() or 0, cast(float, self.learning_rate)
+        generator = self._begin(loader, number)
         steps = len(loader) if isinstance(loader, Sized) else None
         batches = track(loader, f"epoch {number + 1} of {self.epochs}") if rank == 0 else loader
         for step, batch in enumerate(not_empty(batches, "fine-tuning")):
-            self._set_learning_rate(number, step, steps)
+            progress = (number + (0.0 if steps is None else step / steps)) / self.epochs
             images, labels = self._tensors(batch, with_labels)
-            with computing_in(self.settings.get("precision", "float32"), images.device):
-                loss = task(images if augment is None else augment(images, generator), labels)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
+            now = rate * cosine(progress, 1.0 if number else (step + 1) / 20)
+            loss = self._step(task, images if augment is None else augment(images, generator), labels, now)
+            if self.freezing is not None:
+                self.freezing.step(progress)
             images_seen += len(images)
-            losses.append(_finite(float(loss.detach()), number, step))
+            losses.append(_finite(loss, number, step))
         self._keep(number)
-        return Epoch(number, sum(losses) / len(losses), images_seen, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        frozen = 0 if self.freezing is None else self.freezing.frozen
+        return Epoch(number, sum(losses) / len(losses), images_seen, seconds, rate, frozen)
 
-    def _set_learning_rate(self, epoch: int, step: int, steps: int | None) -> None:
-        within = 0.0 if steps is None else step / steps
-        warm_up = 1.0 if epoch else (step + 1) / 20
+    def _begin(self, loader: Iterable[Any], number: int) -> torch.Generator:
+        """Fix the order of the images of an epoch; gives what its augmentation draws from."""
+        torch.manual_seed(self.seed + number)
+        sampler: Any = getattr(loader, "sampler", None)
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(number)
+        return torch.Generator().manual_seed((self.seed + number) * 1_000_003 + (_process() or 0))
+
+    def _step(self, task: nn.Module, images: Tensor, labels: Tensor | None, learning_rate: float) -> float:
+        """One step of Adam; gives the loss before it."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * cosine((epoch + within) / self.epochs, warm_up)
+            group["lr"] = learning_rate
+        with computing_in(self.settings.get("precision", "float32"), images.device):
+            loss = task(images, labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return float(loss.detach())
+
+    def best_rate(self, task: nn.Module, loader: Iterable[Any], augment: Augment | None, with_labels: bool) -> float:
+        """The rate of `RATES` after which the first batches, not trained on, have the least loss; the network is as before."""
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        before = [each.detach().clone() for each in tensors]
+        steps = max(TRIAL_STEPS, len(loader) * self.epochs // 20 if isinstance(loader, Sized) else 0)
+        losses = {}
+        for rate in RATES:
+            generator = self._begin(loader, 0)
+            kept = [
+                self._tensors(batch, with_labels) for batch in islice(not_empty(loader, "fine-tuning"), KEPT_BATCHES)
+            ]
+            batches = track(islice(_again_and_again(loader, len(kept)), steps), f"trying a rate of {rate:g}", steps)
+            for step, batch in enumerate(batches):
+                images, labels = self._tensors(batch, with_labels)
+                images = images if augment is None else augment(images, generator)
+                self._step(task, images, labels, rate * cosine(step / steps, (step + 1) / 20))
+            losses[rate] = _mean_loss(task, kept)
+            with torch.no_grad():
+                for tensor, value in zip(tensors, before, strict=True):
+                    tensor.copy_(value)
+            self.optimizer.state.clear()
+        return min(RATES, key=losses.__getitem__)
 
     def _tensors(self, batch: Any, with_labels: bool) -> tuple[Tensor, Tensor | None]:
         parameter = next(iter(self.parameters.values()))
@@ -240,7 +306,9 @@ class _Run:
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{key}.{name}"] = value
         self.folder.mkdir(parents=True, exist_ok=True)
-        about = {"fxfactor": json.dumps({"epoch": epoch, **self.settings})}
+        if self.freezing is not None:
+            tensors |= {f"freezing.{name}": value for name, value in self.freezing.named_tensors()}
+        about = {"fxfactor": json.dumps({"epoch": epoch, "rate": self.learning_rate, **self.settings})}
         with new_file(self.folder / _CHECKPOINT, "keeping the state of the training") as temporary:
             save_file({name: value.detach().contiguous() for name, value in tensors.items()}, temporary, about)
 
@@ -251,7 +319,7 @@ class _Run:
             return 0, {}
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("fxfactor", "{}"))
-        epoch = about.pop("epoch", None)
+        epoch, rate = about.pop("epoch", None), about.pop("rate", self.learning_rate)
         if epoch is None or about != self.settings:
             raise PreconditionError(
                 f"the checkpoint {str(path)!r} is of another run: it has {about}, this run {self.settings}; "
@@ -260,12 +328,33 @@ class _Run:
         saved = load_file(path, device=str(next(self.model.parameters()).device))
         weights = {name.removeprefix("model."): value for name, value in saved.items() if name.startswith("model.")}
         self.model.load_state_dict(weights)
+        self.learning_rate = rate
         return int(epoch) + 1, saved
 
 
 def _process() -> int | None:
     """The rank of this process under torchrun; None where there is only one process."""
     return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else None
+
+
+def _again_and_again(loader: Iterable[Any], first: int) -> Iterator[Any]:
+    """The batches behind the first ones, over and over; all where there are no others."""
+    while True:
+        behind = False
+        for index, batch in enumerate(loader):
+            if index >= first:
+                behind = True
+                yield batch
+        first = first if behind else 0
+
+
+def _mean_loss(task: nn.Module, batches: list[tuple[Tensor, Tensor | None]]) -> float:
+    """The loss of some batches, over all processes."""
+    with evaluating(task), torch.no_grad():
+        total = torch.stack([task(*batch) for batch in batches]).mean()
+    if _process() is not None:
+        distributed.all_reduce(total)
+    return float(total)
 
 
 def _finite(loss: float, epoch: int, step: int) -> float:
@@ -277,11 +366,25 @@ def _finite(loss: float, epoch: int, step: int) -> float:
     return loss
 
 
-def _require_settings(epochs: int, learning_rate: float, teacher: nn.Module | None, label_weight: float) -> None:
-    if epochs < 1 or not 0 < learning_rate < math.inf or not 0 <= label_weight < math.inf:
+def _require_settings(
+    epochs: int,
+    learning_rate: float | None,
+    teacher: nn.Module | None,
+    label_weight: float,
+    label_epochs: int | None,
+) -> None:
+    right_rate = learning_rate is None or 0 < learning_rate < math.inf
+    if epochs < 1 or not right_rate or not 0 <= label_weight < math.inf:
         raise PreconditionError(
-            "fine-tuning needs epochs ≥ 1, learning_rate > 0 and label_weight ≥ 0, found "
+            "fine-tuning needs epochs ≥ 1, learning_rate > 0 (None: tried out) and label_weight ≥ 0, found "
             f"epochs={epochs}, learning_rate={learning_rate}, label_weight={label_weight}"
+        )
+    if label_epochs is not None and (teacher is None or label_weight == 0 or not 0 < label_epochs <= epochs):
+        raise PreconditionError(
+            "label_epochs says in how many of the last epochs labels count beside a teacher: it needs a teacher, "
+            f"label_weight > 0 and a number from 1 to epochs={epochs}, found {label_epochs}"
+            + ("" if teacher is not None else " without a teacher")
+            + ("" if label_weight else " with label_weight=0")
         )
     if teacher is not None and not isinstance(teacher, nn.Module):
         raise PreconditionError(

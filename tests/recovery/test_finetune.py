@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fxfactor
 from fxfactor.errors import FxfactorError, PreconditionError
+from fxfactor.recovery import finetune as finetuning
 from fxfactor.recovery.finetune import continue_from, finetune
 
 
@@ -37,7 +38,7 @@ def model() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)).eval()
 
 
-def compressed(bits: int | None = 4) -> GraphModule:
+def compressed(bits: int | tuple[int, int] | None = 4) -> GraphModule:
     return fxfactor.transform(model(), level=2, bits=bits, example_inputs=images()[:1])
 
 
@@ -122,6 +123,96 @@ def test_interrupted_run_resumes_to_the_same_result(tmp_path):
     assert finetune(compressed(), loader(), teacher=model(), epochs=3, seed=7, checkpoint=tmp_path) == []
 
 
+def test_weights_that_jump_are_frozen_and_stay_so_after_an_interruption(tmp_path):
+    options = {"teacher": model(), "epochs": 4, "learning_rate": 5e-2, "oscillations": "frozen"}
+    whole, resumed = compressed(2), compressed(2)
+    told = finetune(whole, loader(), **options)
+    counts = [each.frozen_weights for each in told]
+    assert counts[-1] > 0
+    assert counts == sorted(counts)
+    free = finetune(compressed(2), loader(), **{**options, "oscillations": "free"})
+    assert {each.frozen_weights for each in free} == {0}
+    assert free[-1].loss != told[-1].loss
+
+    def fails_in_the_last_epoch(batch: Tensor, generator: torch.Generator) -> Tensor:
+        if generator.initial_seed() // 1_000_003 == 3:
+            raise Broken
+        return batch
+
+    with pytest.raises(Broken):
+        finetune(compressed(2), loader(), **options, checkpoint=tmp_path, augment=fails_in_the_last_epoch)
+    (last,) = finetune(resumed, loader(), **options, checkpoint=tmp_path)
+    assert (last.loss, last.frozen_weights) == (told[-1].loss, counts[-1])
+    for found, wanted in zip(resumed.state_dict().values(), whole.state_dict().values(), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_the_learning_rate_is_chosen_by_trials_that_leave_no_trace(tmp_path, monkeypatch):
+    options = {"teacher": model(), "epochs": 2, "checkpoint": tmp_path / "tried"}
+    monkeypatch.setattr(finetuning, "RATES", (1e-7, 2e-2, 1e3))
+    tried, given = compressed(), compressed()
+    told = finetune(tried, loader(), learning_rate=None, **options)
+    assert [each.learning_rate for each in told] == [2e-2, 2e-2]
+    wanted = finetune(given, loader(), teacher=model(), epochs=2, learning_rate=2e-2)
+    assert [each.loss for each in told] == [each.loss for each in wanted]
+    assert all(torch.equal(a, b) for a, b in zip(tried.state_dict().values(), given.state_dict().values(), strict=True))
+
+
+def test_a_run_that_goes_on_does_not_try_again(tmp_path, monkeypatch):
+    def fails_in_the_second_epoch(batch: Tensor, generator: torch.Generator) -> Tensor:
+        if generator.initial_seed() // 1_000_003 == 1:
+            raise Broken
+        return batch
+
+    options = {"teacher": model(), "epochs": 2, "learning_rate": None, "checkpoint": tmp_path}
+    with pytest.raises(Broken):
+        finetune(compressed(), loader(), **options, augment=fails_in_the_second_epoch)
+    monkeypatch.setattr(finetuning, "RATES", ())
+    (last,) = finetune(compressed(), loader(), **options)
+    assert last.learning_rate > 0
+
+
+def test_what_learning_rates_are_judged_by_is_not_trained_on(monkeypatch):
+    """With as many batches as are kept and one more, every trial sees that one alone."""
+    monkeypatch.setattr(finetuning, "KEPT_BATCHES", 2)
+    monkeypatch.setattr(finetuning, "RATES", (1e-3,))
+    seen: list[Tensor] = []
+
+    def watch(batch: Tensor, generator: torch.Generator) -> Tensor:
+        seen.append(batch.clone())
+        return batch
+
+    data = [(images()[i : i + 8], labels()[i : i + 8]) for i in (0, 8, 16)]
+    finetune(compressed(), data, epochs=1, learning_rate=None, augment=watch)
+    trials = seen[:-3]
+    assert len(trials) == finetuning.TRIAL_STEPS
+    assert all(torch.equal(batch, data[2][0]) for batch in trials)
+
+
+def test_labels_may_count_in_the_last_epochs_alone():
+    losses = {
+        count: [
+            each.loss
+            for each in finetune(
+                compressed(), loader(), teacher=model(), epochs=3, label_weight=0.0 if count == 0 else 1.0,
+                label_epochs=count or None,
+            )
+        ]
+        for count in (0, 1, 3)
+    }  # fmt: skip
+    assert losses[1][:2] == losses[0][:2]
+    assert losses[1][2] > losses[0][2] + 0.1  # the cross-entropy comes on top
+    assert losses[3][0] > losses[0][0] + 0.1
+
+
+def test_weights_of_one_bit_are_trained():
+    qmodel = compressed((1, 4))
+    before = qmodel.get_submodule("3.spatial").weight.detach().clone()
+    told = finetune(qmodel, loader(), teacher=model(), epochs=10, learning_rate=1e-2)
+    assert told[-1].loss < 0.8 * told[0].loss
+    assert ((before < 0) != (qmodel.get_submodule("3.spatial").weight < 0)).any()
+
+
 def test_checkpoint_of_another_run_is_refused(tmp_path):
     finetune(compressed(), loader(), epochs=1, checkpoint=tmp_path)
     with pytest.raises(PreconditionError, match=r"of another run: it has .*'epochs': 1.* this run .*'epochs': 2"):
@@ -159,6 +250,11 @@ def test_global_random_state_is_left_alone():
         ({"batch_norm": "frozen"}, 'batch_norm must be "fixed" or "updated", found .frozen'),
         ({"precision": "float16"}, 'precision must be "float32" or "bfloat16", found .float16'),
         ({"teacher": "resnet18"}, "teacher must be the network .* found str"),
+        ({"oscillations": "damped"}, 'oscillations must be "free" or "frozen", found .damped'),
+        ({"oscillations": "frozen", "weight_limits": "largest"}, 'needs weight_limits="learned", found .largest'),
+        ({"label_epochs": 1}, "found 1 without a teacher with label_weight=0"),
+        ({"label_epochs": 3, "teacher": model(), "label_weight": 1.0}, "a number from 1 to epochs=2, found 3"),
+        ({"label_epochs": 0, "teacher": model(), "label_weight": 1.0}, "a number from 1 to epochs=2, found 0"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):
