@@ -75,7 +75,7 @@ def steps_of(
         name = {0: "bits of the plan", 32: "fp32"}.get(bits, f"W{weight_bits}A{bits}")
         if bits < 32:
             if given is None:
-                plan = replace(Plan.uniform(factorized, 0, weight_bits, bits), join_bits=options.join_bits or bits)
+                plan = Plan.uniform(factorized, 0, weight_bits, bits, join_bits=options.join_bits)
             else:
                 plan = given if bits == 0 else _with_bits(given, weight_bits, bits)
             graph = Quantize(plan=plan)(factorized).graph

@@ -32,6 +32,7 @@ def transform(
     bits: int | tuple[int | None, int | None] | None = None,
     *,
     width: float = 1,
+    join_bits: int | None = None,
     plan: Plan | None = None,
     keep: Iterable[str] = (),
     example_inputs: Tensor | tuple[Any, ...] | None = None,
@@ -51,7 +52,9 @@ def transform(
     level: an int ≥ 0 (0, the default, factorizes nothing) or "depthwise"; see `fxfactor.groups_at`.
     bits: 2 to 8, or (weight bits, activation bits), where weights may have one, −1 and 1 times a scale; None, the default,
     stays in floating point. The first layer and the classifier get 8 bits. width: channels between the factors, as a
-    multiple of the input channels: 2 costs up to twice the MACs and keeps far more accuracy. plan: groups, mid and bits for
+    multiple of the input channels: 2 costs up to twice the MACs and keeps far more accuracy. join_bits: of tensors that
+    enter additions (None: as the activations): 8 keeps what residual blocks carry past each other, and layers that read it
+    get a copy in their own bits. plan: groups, mid and bits for
     each layer, instead of level, bits and width.
     keep: module paths that are not factorized. example_inputs: a tensor or tuple of arguments, where the input cannot be
     inferred and there is no calibration.
@@ -72,8 +75,9 @@ def transform(
     Raises PreconditionError on values out of range, unknown sites and a network with neither convolutions nor linear layers,
     CaptureError where the network cannot be captured.
     """
-    if plan is not None and (level is not None or bits is not None or width != 1):
+    if plan is not None and (level is not None or bits is not None or width != 1 or join_bits is not None):
         wide = "" if width == 1 else f", width={width!r}"
+        wide += "" if join_bits is None else f", join_bits={join_bits!r}"
         raise PreconditionError(
             f"give a plan, or level and bits, not both; found level={level!r}, bits={bits!r}{wide} and a plan"
         )
@@ -93,6 +97,10 @@ def transform(
     weight_bits, activation_bits = bits if isinstance(bits, tuple) and len(bits) == 2 else (bits, bits)
     check_bits(activation_bits, "bits")
     check_weight_bits(weight_bits, "bits")
+    if join_bits is not None and activation_bits is None:
+        raise PreconditionError(
+            f"transform(join_bits={join_bits!r}) needs bits for activations too: without them additions stay in floating point"
+        )
     images = None if calibration is None else images_of(calibration, "calibration")
     if example_inputs is None and images:
         own = next(model.parameters(), images[0]) if isinstance(model, nn.Module) else images[0]
@@ -109,7 +117,7 @@ def transform(
     else:
         passes = (FactorizeDepth(level=level, keep=kept, calibration=images, width=width, precision=precision),)
         if weight_bits is not None or activation_bits is not None:
-            passes += (Quantize(weight_bits, activation_bits),)
+            passes += (Quantize(weight_bits, activation_bits, join_bits=join_bits),)
     result = Pipeline(*passes)(graph).graph
     if images is not None:
         calibrate(result, images)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ from fxfactor.graph import free_path, insert_after, is_quantizer, module_of, own
 from fxfactor.graph.dataflow import (
     RELUS,
     consumers,
+    input_quantizer,
     is_average_pooling,
     is_concatenation,
     is_join,
@@ -32,9 +33,15 @@ from fxfactor.graph.dataflow import (
 from fxfactor.pipeline import Change, Pass, Skip
 from fxfactor.plan.ladder import check_bits, check_weight_bits
 from fxfactor.plan.layer_plan import LayerPlan
-from fxfactor.plan.plan import JOIN_BITS, Plan
+from fxfactor.plan.plan import JOIN_BITS, RESIDUAL_BITS, Plan
 from fxfactor.quantization.batch_norm_statistics import histogram_of, propagate_statistics
-from fxfactor.quantization.brevitas_layers import is_quantized_layer, make_quantizer, quantize_layer
+from fxfactor.quantization.brevitas_layers import (
+    is_quantized_layer,
+    is_signed,
+    make_quantizer,
+    quantize_layer,
+    quantizer_bits,
+)
 from fxfactor.quantization.histogram import Histogram, best_limit
 
 if TYPE_CHECKING:
@@ -47,9 +54,10 @@ class Quantize(Pass):
 
     Before: conv → BN → ReLU → conv. After: QuantConv2d → BN → QuantReLU → QuantConv2d, with QuantIdentity on the
     network's input, between the factors of a depth-factorized subgraph, and wherever else a tensor enters a layer, an
-    addition, a concatenation or an average pooling. Batch norms stay. Tensors that meet share one quantizer, so that
-    their scales agree; a shared quantizer takes the most bits that any of its layers asks for. Unsigned where no value
-    can be negative, signed elsewhere. Tensors, not QuantTensors, flow between the layers.
+    addition, a concatenation or an average pooling. Batch norms stay. Tensors that meet share one quantizer, so that their
+    scales agree; a shared quantizer takes the most bits that any of its layers asks for. With `join_bits` (of a plan:
+    residual_bits) tensors that enter an addition have so many, and layers that ask for fewer a quantizer of their own.
+    Unsigned where no value can be negative, signed elsewhere. Tensors, not QuantTensors, flow between the layers.
 
     `boundary_bits` is what the first and the last layer get when no plan is given. Ranges come from the batch norms'
     own statistics (`fxfactor.quantization.batch_norm_statistics`); `fxfactor.calibrate` sets them from images.
@@ -65,14 +73,21 @@ class Quantize(Pass):
     activation_bits: int | None = None
     boundary_bits: int | None = 8
     plan: Plan | None = None
+    join_bits: int | None = None
 
     def __post_init__(self) -> None:
         check_weight_bits(self.weight_bits, "weight_bits")
         check_bits(self.activation_bits, "activation_bits")
         check_bits(self.boundary_bits, "boundary_bits")
+        check_bits(self.join_bits, "join_bits")
         given = self.weight_bits is not None or self.activation_bits is not None
         if given == (self.plan is not None):
             raise PreconditionError("Quantize needs weight_bits and/or activation_bits, or a plan, and not both")
+        if self.join_bits is not None and self.activation_bits is None:
+            raise PreconditionError(
+                f"join_bits={self.join_bits} needs activation_bits: without them additions stay in floating point (a plan has "
+                "join_bits and residual_bits of its own)"
+            )
 
     def check(self, graph: GraphModule) -> None:
         half = next((name for name, p in graph.named_parameters() if p.dtype == torch.float16), None)
@@ -87,12 +102,16 @@ class Quantize(Pass):
     def rewrite(self, graph: GraphModule) -> Iterator[Change | Skip]:
         plan = self.plan
         if plan is None:
-            plan = Plan.uniform(graph, 0, self.weight_bits, self.activation_bits, self.boundary_bits)
+            plan = Plan.uniform(
+                graph, 0, self.weight_bits, self.activation_bits, self.boundary_bits, join_bits=self.join_bits
+            )
         placement = _Placement(graph, plan)
         yield from _quantize_weights(graph, plan)
         yield from placement.insert()
         if plan.join_bits is not None:  # weights alone leave the joins as they were
             graph.meta[JOIN_BITS] = plan.join_bits
+        if plan.residual_bits is not None:
+            graph.meta[RESIDUAL_BITS] = plan.residual_bits
 
 
 def _quantize_weights(graph: GraphModule, plan: Plan) -> Iterator[Change | Skip]:
@@ -114,7 +133,9 @@ class _Placement:
 
     def __init__(self, graph: GraphModule, plan: Plan) -> None:
         self.graph = graph
-        self.join_bits = plan.join_bits
+        self.join_bits, self.residual_bits = plan.join_bits, plan.residual_bits
+        self.residual: set[nn.Module] = set()  # quantizers of what enters an addition
+        self.read: dict[Node, list[Node]] = {}
         self.layer_bits: dict[Node, int | None] = {}
         for name, site in sites(graph).items():
             for node in (each for call in site.calls for each in call):
@@ -124,6 +145,7 @@ class _Placement:
         moments = propagate_statistics(graph)
         self.histograms = {node: histogram_of(node, moments) for node in self.meeting}
         self.unsigned = {node for node in self.meeting if never_negative(node)}
+        self.added = {node for node in self.meeting if self.residual_bits is not None and _enters_addition(node)}
 
     def _meetings(self) -> networkx.Graph:
         """Sources that need a quantizer; an edge joins two that meet and so must share it."""
@@ -138,7 +160,7 @@ class _Placement:
             elif is_average_pooling(node):
                 met = sources(node.all_input_nodes[0]) if self.join_bits is not None else []
             elif self.layer_bits.get(node) is not None:
-                met = sources(node.all_input_nodes[0])
+                met = self.read[node] = sources(node.all_input_nodes[0])
             else:
                 continue
             meeting.add_nodes_from(met)
@@ -164,6 +186,22 @@ class _Placement:
             for node in rectified:
                 yield self._share_unsigned([node], self._bits([node], beyond_joins=False))
             yield self._share_signed(members, rectified)
+        yield from self._copies_of_fewer_bits()
+
+    def _copies_of_fewer_bits(self) -> Iterator[Change]:
+        """A quantizer for the layers that read a tensor on its way to an addition and want fewer bits."""
+        readers: dict[tuple[Node, int], list[Node]] = {}
+        for node, bits in self.layer_bits.items():
+            given = input_quantizer(node) if bits is not None else None
+            if bits is not None and given in self.residual and quantizer_bits(given) > bits:
+                readers.setdefault((node.all_input_nodes[0], bits), []).append(node)
+        for (x, bits), nodes in readers.items():
+            given = cast(nn.Module, input_quantizer(nodes[0]))
+            limit = self._limit(self.read[nodes[0]], bits, is_signed(given))
+            copy = make_quantizer(bits, limit, is_signed(given), at_most=getattr(given, "at_most", None))
+            path = free_path(self.graph, f"{nodes[0].target}_input_quant")
+            insert_after(self.graph, x, path, copy, only=nodes)
+            yield Change(path, (f"{bits}-bit activations, a copy of what goes on in {quantizer_bits(given)}",))
 
     def _share_unsigned(self, members: list[Node], bits: int) -> Change:
         """One unsigned quantizer for all of `members`; the ReLUs among them become the quantizer itself."""
@@ -181,6 +219,7 @@ class _Placement:
             else:
                 insert_after(self.graph, node, path, quantizer)
         put_module(self.graph, path, quantizer)
+        self._note(members, quantizer)
         return Change(path, (f"unsigned {bits}-bit activations",))
 
     def _share_signed(self, members: list[Node], rectified: list[Node]) -> Change:
@@ -194,6 +233,7 @@ class _Placement:
                     insert_after(self.graph, producer, path, quantizer, only=joins)
             else:
                 insert_after(self.graph, node, path, quantizer)
+        self._note(members, quantizer)
         return Change(path, (f"signed {bits}-bit activations",))
 
     def _bits(self, members: list[Node], beyond_joins: bool = True) -> int:
@@ -201,8 +241,12 @@ class _Placement:
         behind = [user for node in members for user in consumers(node, beyond_joins)]
         wanted = [bits for bits in (self.layer_bits.get(user) for user in behind) if bits is not None]
         if wanted:
-            return max(wanted)
+            return max(*wanted, self.residual_bits or 0 if self.added.intersection(members) else 0)
         return self.join_bits if self.join_bits is not None else self._bits(members)
+
+    def _note(self, members: list[Node], quantizer: nn.Module) -> None:
+        if self.added.intersection(members):
+            self.residual.add(quantizer)
 
     def _limit(self, members: list[Node], bits: int, signed: bool) -> float:
         together = Histogram()
@@ -215,6 +259,10 @@ class _Placement:
             return free_path(self.graph, f"{node.target}_quant")
         owner, name = owner_path(node), f"{node.name if node.op == 'placeholder' else operation_name(node)}_quant"
         return free_path(self.graph, f"{owner}.{name}" if owner else name)
+
+
+def _enters_addition(source: Node) -> bool:
+    return any(not is_concatenation(join) for joins in _ways_into_joins(source).values() for join in joins)
 
 
 def _ways_into_joins(source: Node) -> dict[Node, set[Node]]:

@@ -66,8 +66,8 @@ NAMED: dict[str, tuple[str, str, str]] = {
     ),
     "rounding may make a layer worse": (
         "fxfactor/recovery/round_weights.py",
-        "torch.where(gains.unsqueeze(-1), new, present)",
-        "new",
+        "torch.where(gains.unsqueeze(-1), found, present)",
+        "found",
     ),
     "no clipping is searched for": (
         "fxfactor/recovery/round_weights.py",
@@ -146,8 +146,33 @@ NAMED: dict[str, tuple[str, str, str]] = {
     ),
     "a learned range exceeds the largest weight": (
         "fxfactor/quantization/weight_limits.py",
-        "scale = torch.minimum(limit.abs(), largest).clamp_min_(SMALLEST)",
-        "scale = limit.abs().clamp_min(SMALLEST)",
+        "torch.minimum(limit.abs(), largest).clamp_min_(SMALLEST)",
+        "limit.abs().clamp_min(SMALLEST)",
+    ),
+    "a tensor that is added has the bits of its layers": (
+        "passes/quantize.py",
+        "max(*wanted, self.residual_bits or 0 if self.added.intersection(members) else 0)",
+        "max(wanted)",
+    ),
+    "a layer reads all bits of what is added": (
+        "passes/quantize.py",
+        "given in self.residual and quantizer_bits(given) > bits",
+        "False",
+    ),
+    "a weight that jumps is not frozen": (
+        "fxfactor/recovery/oscillations.py",
+        'new = (memory["turned"] > most) & ~frozen',
+        "new = torch.zeros_like(frozen)",
+    ),
+    "a trial of a learning rate leaves its weights": (
+        "fxfactor/recovery/finetune.py",
+        "tensor.copy_(value)",
+        "pass",
+    ),
+    "one bit: weights keep the mean of their magnitudes": (
+        "fxfactor/recovery/round_weights.py",
+        "signs * (wanted / given).clamp_min(torch.finfo(torch.float32).tiny)",
+        "weight",
     ),
     "knots of a curve change places": (
         "fxfactor/quantization/threshold_curve.py",

@@ -72,6 +72,15 @@ WeightBits = Annotated[
     int | None, typer.Option(min=1, max=8, help="Bits of the weights, where they differ; 1: −1 and 1 times a scale.")
 ]
 ActivationBits = Annotated[int | None, typer.Option(min=2, max=8, help="Bits of the activations, where they differ.")]
+BitsOfAdditions = Annotated[
+    int | None,
+    typer.Option(
+        "--join-bits",
+        min=2,
+        max=8,
+        help="Bits of tensors that enter additions, also where a layer reads them. None: as the activations.",
+    ),
+]
 Keep = Annotated[
     list[str] | None,
     typer.Option(

@@ -10,6 +10,7 @@ import typer
 
 from fxfactor.cli.options import (
     ActivationBits,
+    BitsOfAdditions,
     BitsOption,
     Device,
     ImageSize,
@@ -41,6 +42,7 @@ def transform(
     bits: BitsOption = None,
     weight_bits: WeightBits = None,
     activation_bits: ActivationBits = None,
+    join_bits: BitsOfAdditions = None,
     width: Width = 1.0,
     plan: Annotated[
         Path | None, typer.Option(help="Plan from [bold]fxfactor plan[/], instead of level and bits.", metavar="FILE")
@@ -111,12 +113,12 @@ def transform(
     if reconstruct is not None and round_weights is False:
         raise typer.BadParameter("--reconstruct rounds the weights first: leave out --no-round")
     wanted = _wanted_bits(bits, weight_bits, activation_bits)
-    if plan is not None and (level is not None or wanted is not None or width != 1):
-        raise typer.BadParameter("give --plan, or --level, --bits and --width, not both")
+    if plan is not None and (level is not None or wanted is not None or width != 1 or join_bits is not None):
+        raise typer.BadParameter("give --plan, or --level, --bits, --join-bits and --width, not both")
     pictures = pictures_of(image_size, resize, mean, std, input_size)
     if output is not None:
         require_place(output)
-    settings: dict[str, Any] = {"level": level, "bits": wanted, "width": width}
+    settings: dict[str, Any] = {"level": level, "bits": wanted, "width": width, "join_bits": join_bits}
     if plan is not None:
         settings = {"plan": fxfactor.Plan.load(plan)}
     images = None if calibration is None else read_images(calibration, pictures, max_images)
@@ -153,6 +155,7 @@ def plan(
     bits: BitsOption = None,
     weight_bits: WeightBits = None,
     activation_bits: ActivationBits = None,
+    join_bits: BitsOfAdditions = None,
     width: Width = 1.0,
     keep: Keep = None,
     input_size: InputSize = None,
@@ -180,7 +183,7 @@ def plan(
         model = bare_model(source)
         graph = capture(model, example_of(input_size, model))
     both = _wanted_bits(bits, weight_bits, activation_bits) or (None, None)
-    made = Plan.uniform(graph, level, *both, keep=tuple(keep or ()), width=width)
+    made = Plan.uniform(graph, level, *both, keep=tuple(keep or ()), width=width, join_bits=join_bits)
     if output is None:
         print(made.to_json(), end="")
         return

@@ -35,15 +35,19 @@ class Plan:
     """For every site what to do with it. A site that is not in `layers` is left as it is.
 
     join_bits: bits of the tensors that enter an addition, a concatenation or an average pooling but no layer; None
-    leaves them in floating point. explanation: why, where `fxfactor.search` has found the plan; see `explain`.
+    leaves them in floating point. residual_bits: bits of the tensors that enter an addition and a layer as well; layers that
+    want fewer read a copy in their own bits. None: as many as the layers want. explanation: why, where `fxfactor.search` has
+    found the plan; see `explain`.
     """
 
     layers: Mapping[str, LayerPlan] = field(default_factory=dict)
     join_bits: int | None = None
+    residual_bits: int | None = None
     explanation: Explanation | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         check_bits(self.join_bits, "join_bits")
+        check_bits(self.residual_bits, "residual_bits")
 
     @classmethod
     @partial(checked, but=("keep",))
@@ -56,10 +60,12 @@ class Plan:
         boundary_bits: int | None = 8,
         keep: Iterable[str] = (),
         width: float = 1,
+        join_bits: int | None = None,
     ) -> Plan:
         """The plan that one level, one bit width and one width (mid / C_in) stand for.
 
-        The first layer and the last one (the classifier) take `boundary_bits` where the others are quantized. Sites in
+        The first layer and the last one (the classifier) take `boundary_bits` where the others are quantized. join_bits:
+        of everything that enters an addition, also where a layer reads it; None: as many as activations have. Sites in
         `keep`, or below a path in `keep`, are not factorized. Raises PreconditionError on a level, bits or width out of
         range and on a path in `keep` that names nothing.
         """
@@ -81,7 +87,7 @@ class Plan:
                 weight_bits=boundary_bits if at_end and weight_bits is not None else weight_bits,
                 activation_bits=boundary_bits if at_end and activation_bits is not None else activation_bits,
             )
-        return cls(layers, join_bits=activation_bits)
+        return cls(layers, activation_bits if join_bits is None else join_bits, join_bits)
 
     @classmethod
     @checked
@@ -95,7 +101,7 @@ class Plan:
             # of several quantizers, also between factors, the least: more bits come from what else reads one
             bits = min((each for each in read if each is not None), default=None)
             layers[name] = LayerPlan(groups, mid, weight_bits_of(conv), bits)
-        return cls(layers, _join_bits(graph))
+        return cls(layers, _join_bits(graph), graph.meta.get(RESIDUAL_BITS))
 
     def with_layer(self, site: str, **changes: Any) -> Plan:
         """The same plan with one layer changed: `plan.with_layer("layer1.0.conv1", weight_bits=8)`."""
@@ -128,11 +134,11 @@ class Plan:
         """The plan as JSON text: schema version, join_bits, and one line for each layer."""
         rows = [f"    {json.dumps(name)}: {json.dumps(asdict(layer))}" for name, layer in self.layers.items()]
         layers = "{\n" + ",\n".join(rows) + "\n  }" if rows else "{}"
-        join_bits = json.dumps(self.join_bits)
+        head = {"schema_version": SCHEMA_VERSION, "join_bits": self.join_bits}
+        head |= {} if self.residual_bits is None else {"residual_bits": self.residual_bits}
+        lines = "".join(f'  "{name}": {json.dumps(value)},\n' for name, value in head.items())
         why = "" if self.explanation is None else f',\n  "explanation": {json.dumps(self.explanation.to_dict())}'
-        return (
-            f'{{\n  "schema_version": {SCHEMA_VERSION},\n  "join_bits": {join_bits},\n  "layers": {layers}{why}\n}}\n'
-        )
+        return f'{{\n{lines}  "layers": {layers}{why}\n}}\n'
 
     @classmethod
     @checked
@@ -161,7 +167,7 @@ class Plan:
             raise PreconditionError(
                 f"this fxfactor reads plans of schema_version {SCHEMA_VERSION}, found {found!r}; write the plan anew"
             )
-        require_fields(data, {"schema_version", "join_bits", "layers", "explanation"}, "the plan")
+        require_fields(data, {"schema_version", "join_bits", "residual_bits", "layers", "explanation"}, "the plan")
         names = {each.name for each in fields(LayerPlan)}
         layers = {}
         for site, entry in data["layers"].items():
@@ -175,7 +181,8 @@ class Plan:
         from fxfactor.plan.explanation import Explanation
 
         why = data.get("explanation")
-        return cls(layers, data.get("join_bits"), None if why is None else Explanation.from_dict(why))
+        why = None if why is None else Explanation.from_dict(why)
+        return cls(layers, data.get("join_bits"), data.get("residual_bits"), why)
 
     def save(self, path: str | Path) -> None:
         """Write the plan to a file, whole or not at all."""
@@ -253,6 +260,8 @@ def _require_possible(name: str, layer: LayerPlan, conv: nn.Module) -> None:
 
 JOIN_BITS = "fxfactor.join_bits"
 """Key of `graph.meta` under which `passes.Quantize` notes the join_bits that it was given."""
+RESIDUAL_BITS = "fxfactor.residual_bits"
+"""The same for residual_bits."""
 
 
 def _join_bits(graph: GraphModule) -> int | None:

@@ -170,7 +170,10 @@ def _can_fuse_weights(layer: Any) -> bool:
     if any(other.is_quant_enabled for other in others) or not layer.weight_quant.is_quant_enabled:
         return False
     quantizer = layer.weight_quant.tensor_quant
-    inner, scaling = getattr(quantizer, "int_quant", None), quantizer.scaling_impl  # none with one bit
+    inner, scaling = (
+        cast(Any, getattr(quantizer, "int_quant", None)),
+        quantizer.scaling_impl,
+    )  # no int_quant with one bit
     if type(inner) is not IntQuant or not isinstance(scaling, StatsFromParameterScaling):
         return False
     tracked = scaling.parameter_list_stats.first_tracked_param.view_shape_impl

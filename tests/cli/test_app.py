@@ -76,6 +76,13 @@ def test_a_plan_without_a_level_is_that_of_level_3(capsys: pytest.CaptureFixture
     assert fxfactor.Plan.from_json(capsys.readouterr().out).layers["3"].groups == 8
 
 
+def test_bits_of_additions_are_in_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("plan", *SMALL, "--bits", "4", "--join-bits", "8") == 0
+    plan = fxfactor.Plan.from_json(capsys.readouterr().out)
+    assert (plan.join_bits, plan.residual_bits) == (8, 8)
+    assert run("transform", *SMALL, "--bits", "4", "--join-bits", "8") == 0
+
+
 def test_width_is_channels_between_the_factors(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("plan", *SMALL, "--level", "depthwise", "--width", "2") == 0
     assert fxfactor.Plan.from_json(capsys.readouterr().out).layers["3"].mid == 32

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from finn_helpers import relative, spread_batch_norms
+from networks import ResidualNet, randomized
 from torch import Tensor, nn
 
 import fxfactor.finn
@@ -261,6 +262,19 @@ def test_shuffled_channels_give_what_torch_gives(halves: str, tmp_path: Path) ->
     kinds = Counter(node.op_type for node in network.model.graph.node)
     assert kinds["Split"] == 4  # once a unit, and no node for the shuffles
     assert "Reshape" not in kinds
+
+
+@pytest.mark.parametrize(("level", "bits"), [(0, (1, 3)), (1, 2), ("depthwise", 4)])
+def test_copies_of_fewer_bits_give_what_torch_gives(level: Any, bits: Any, tmp_path: Path) -> None:
+    images = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    model = randomized(ResidualNet())
+    qmodel = fxfactor.transform(model, level=level, bits=bits, join_bits=8, calibration=[images], recover="none")
+    file = fxfactor.export(qmodel, tmp_path / "net.onnx", example_inputs=images[:1]).path
+    assert fxfactor.finn.check(file) == []
+    assert relative(load_integers(file)(images.numpy()), fxfactor.finn.reference(qmodel, images)) < 1e-6
+    without = fxfactor.transform(model, level=level, bits=bits, calibration=[images], recover="none")
+    with torch.no_grad():
+        assert relative(without(images).numpy(), qmodel(images).numpy()) > 1e-2
 
 
 class Reordered(nn.Module):

@@ -204,6 +204,56 @@ def test_a_sum_that_a_convolution_also_reads_has_one_quantizer_behind_it():
     assert len({module_of(x) for x in tensor_inputs(second)}) == 1
 
 
+def test_what_is_added_keeps_its_bits_where_a_layer_wants_fewer():
+    """A block, and one that halves the map: there two layers read the same tensor, and share the copy."""
+
+    def forward(m, x):
+        x = F.relu(m.stem(x))
+        x = F.relu(x + m.b(F.relu(m.a(x))))
+        return m.head(m.shortcut(x) + m.d(F.relu(m.c(x))))
+
+    def conv(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+        return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1)
+
+    model = Lambda(forward, stem=conv(3, 8), a=conv(8, 8), b=conv(8, 8), shortcut=conv(8, 8, 2), c=conv(8, 8, 2),
+                   d=conv(8, 8), head=nn.Conv2d(8, 4, 1))  # fmt: skip
+    graph = quantized(model, join_bits=8)
+    bits = {node.target: quantizer_bits(input_quantizer(node)) for node, _ in layers(graph)}
+    assert bits == {"stem": 8, "a": 4, "b": 4, "shortcut": 4, "c": 4, "d": 4, "head": 8}
+    for join in joins(graph):
+        assert {quantizer_bits(module_of(x)) for x in tensor_inputs(join)} == {8}
+    copy = input_quantizer(sites(graph)["a"].nodes[0])
+    before = module_of(tensor_inputs(tensor_inputs(sites(graph)["a"].nodes[0])[0])[0])
+    assert (is_signed(copy), is_signed(before), quantizer_bits(before)) == (False, False, 8)
+    assert input_quantizer(sites(graph)["shortcut"].nodes[0]) is input_quantizer(sites(graph)["c"].nodes[0])
+    plan = Plan.of(graph)
+    assert (plan.join_bits, plan.residual_bits) == (8, 8)
+    assert {name: layer.activation_bits for name, layer in plan.layers.items()} == bits
+    kept = quantized(model, join_bits=4)
+    assert kinds(kept) == kinds(quantized(model))
+
+
+def test_in_a_linear_bottleneck_the_copy_is_signed_and_a_relu6_keeps_its_limit():
+    def forward(m, x):
+        x = m.relu(m.stem(x))
+        x = x + m.project(x)
+        return m.head(x + m.again(x))
+
+    model = Lambda(forward, stem=nn.Conv2d(3, 8, 3), relu=nn.ReLU6(), project=nn.Conv2d(8, 8, 1),
+                   again=nn.Conv2d(8, 8, 1), head=nn.Conv2d(8, 4, 1))  # fmt: skip
+    graph = calibrate(quantized(model, join_bits=6), [100 * torch.randn(IMAGE)])
+    first, second = (input_quantizer(sites(graph)[name].nodes[0]) for name in ("project", "again"))
+    assert [quantizer_bits(each) for each in (first, second)] == [4, 4]
+    assert [is_signed(each) for each in (first, second)] == [False, True]
+    assert get_limit(first) <= 6 < get_limit(second)
+
+
+def test_dense_blocks_have_no_copies():
+    """What is concatenated is not added: it has the bits that the layers ask for."""
+    model = nn.Sequential(DenseBlock(), nn.Conv2d(20, 4, 1))
+    assert kinds(quantized(model, join_bits=8)) == kinds(quantized(model))
+
+
 def test_every_layer_and_join_gets_quantized_tensors():
     for model in (ResidualNet(), DenseBlock()):
         graph = quantized(model)
@@ -376,6 +426,7 @@ def test_ranges_without_data_are_near_those_from_calibration(name, level):
     [
         ({"weight_bits": 9}, "weight_bits must be an int from 1 to 8, or None for floating point, found 9"),
         ({"activation_bits": 1}, "activation_bits must be an int from 2 to 8, or None for floating point, found 1"),
+        ({"weight_bits": 4, "join_bits": 8}, "join_bits=8 needs activation_bits"),
         ({"weight_bits": 4, "boundary_bits": 16}, "boundary_bits must be an int from 2 to 8"),
         ({"weight_bits": 4.0}, r"found 4\.0"),
         ({"weight_bits": True}, "found True"),

@@ -99,6 +99,17 @@ def test_weights_that_are_quantized_afterwards_leave_the_bits_of_joins_alone():
     assert Plan.of(both).join_bits == Plan.of(activations).join_bits == 4
 
 
+def test_residual_tensors_with_more_bits_come_back(tmp_path):
+    model, images = randomized(ResidualNet()), torch.randn(IMAGES)
+    graph = transform(model, level=1, bits=3, join_bits=7, calibration=[images])
+    plan = Plan.of(graph)
+    assert plan.residual_bits == 7
+    assert Plan.from_json(plan.to_json()) == plan
+    again = load(save(graph, tmp_path / "net"), model)
+    assert torch.equal(again.eval()(images), graph.eval()(images))
+    assert Plan.of(again) == plan
+
+
 def change_notes(folder, change):
     """Write the notes beside the weights anew, changed in place by `change`."""
     with safe_open(folder / "model.safetensors", "pt") as file:
