@@ -77,7 +77,7 @@ def steps_of(model: nn.Module, train: tuple[Tensor, Tensor], options: argparse.N
     original = fxfactor.capture(model, train[0][:1])
     graph = copy.deepcopy(graph)
     if bits is not None:
-        graph = fxfactor.calibrate(Quantize(bits, bits)(graph).graph, calibration)
+        graph = fxfactor.calibrate(Quantize(bits, bits, join_bits=options.join_bits)(graph).graph, calibration)
         yield "quantized, calibrated", graph
         if options.round:
             round_weights(original, graph, calibration)
@@ -177,6 +177,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=256, help="training images for calibration")
     parser.add_argument("--held-out", type=int, default=2000, help="other training images that are predicted too")
     parser.add_argument("--no-round", dest="round", action="store_false", help="leave fxfactor.round_weights out")
+    parser.add_argument("--join-bits", type=int, help="of tensors that enter additions; 8 if nothing is said")
     parser.add_argument("--brevitas", action="store_true", help="Brevitas' post-training quantization beside it")
     parser.add_argument("--steps", type=int, default=1300, help="steps of reconstruction; 0 for none")
     parser.add_argument(

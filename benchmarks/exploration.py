@@ -200,7 +200,7 @@ def _uniform(data: Cifar, space: Space, most: float, levels: range) -> Iterator[
         fitting = []
         for weight in BITS:
             for activation in BITS:
-                plan = replace(Plan.uniform(graph, level, weight, activation), join_bits=8)
+                plan = Plan.uniform(graph, level, weight, activation)
                 bops = sum(
                     space.costs(name, next(s for s in space.shapes[name] if s.groups == layer.groups), layer)["bops"]
                     for name, layer in plan.layers.items()

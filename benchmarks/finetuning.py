@@ -5,6 +5,7 @@
     python benchmarks/finetuning.py --width 2 --learning-rate 2e-3   # twice the channels between the factors
     python benchmarks/finetuning.py --stages 32:2 4:4                # in floating point first
     python benchmarks/finetuning.py --stages 8:2 3:2 --pieces 4      # thresholds learned at 3 bits (at most 4)
+    python benchmarks/finetuning.py --stages 8:1 4:1 --qat 1200      # plain Brevitas QAT of the same network, for as long
     python benchmarks/finetuning.py --hold-out --images 6400         # choose settings: 2,000 training images are kept back
 
 A stage is BITS:EPOCHS (32: floating point); each starts from the weights of the stage before. Data: see
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -84,6 +86,11 @@ def steps_of(
             graph = fxfactor.calibrate(graph, calibration)
             graph = LearnThresholds(options.pieces)(graph).graph if options.pieces else graph
             yield f"{name}, calibrated", graph
+        if options.qat:
+            seen = plain_qat(graph, train, options)
+            yield f"{name}, plain QAT with {seen:,} images", graph
+            continue_from(factorized, graph)
+            continue
         torch.manual_seed(options.seed)
         finetune(
             graph, DataLoader(TensorDataset(*train), batch_size=options.batch_size, shuffle=True, drop_last=True),
@@ -94,6 +101,32 @@ def steps_of(
         )  # fmt: skip
         yield f"{name}, fine-tuned for {epochs} epochs", graph
         continue_from(factorized, graph)
+
+
+def plain_qat(graph: GraphModule, train: Images, options: argparse.Namespace) -> int:
+    """Quantization-aware training as Brevitas' examples do it, in place: labels, Brevitas' own quantizers, SGD with momentum.
+
+    For as many CPU seconds as `--qat` says, with a cosine over them; batch norms are updated. Gives the images seen.
+    """
+    torch.manual_seed(options.seed)
+    generator = torch.Generator().manual_seed(options.seed)
+    optimizer = torch.optim.SGD(graph.parameters(), options.qat_rate, momentum=0.9, weight_decay=1e-4)
+    loader = DataLoader(TensorDataset(*train), batch_size=options.batch_size, shuffle=True, drop_last=True)
+    start, seen = time.process_time(), 0
+    graph.train()
+    while True:
+        for images, labels in loader:
+            spent = (time.process_time() - start) / options.qat
+            if spent >= 1:
+                graph.eval()
+                return seen
+            for group in optimizer.param_groups:
+                group["lr"] = options.qat_rate * 0.5 * (1 + math.cos(math.pi * spent))
+            loss = nn.functional.cross_entropy(graph(flip_and_shift(images, generator)), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            seen += len(images)
 
 
 @torch.no_grad()
@@ -173,7 +206,9 @@ def main() -> None:
     parser.add_argument("--label-epochs", type=int, help="labels in so many of the last epochs of each stage alone")
     parser.add_argument("--pieces", type=int, default=0, help="learn thresholds, by curves of so many pieces")
     parser.add_argument(
-        "--join-bits", type=int, help="of tensors that enter additions; as many as the others, if not given"
+        "--join-bits",
+        type=int,
+        help="of tensors that enter additions; 8 if not given, as many as the others in older tables",
     )
     parser.add_argument("--split", default="train", help="train: 20,000 images; train_all: 50,000")
     parser.add_argument("--images", type=int, default=50_000, help="how many of the training images")
@@ -183,6 +218,13 @@ def main() -> None:
     )
     parser.add_argument("--batch-norm", default="updated", help="fixed or updated; the tables were made with updated")
     parser.add_argument("--weight-limits", default="learned", help="learned or largest; older tables: largest")
+    parser.add_argument(
+        "--qat",
+        type=float,
+        metavar="SECONDS",
+        help="plain quantization-aware training instead, for so many CPU seconds a stage",
+    )
+    parser.add_argument("--qat-rate", type=float, default=0.02, help="of its SGD")
     parser.add_argument("--oscillations", default="free", help="free or frozen")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)

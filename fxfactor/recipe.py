@@ -50,12 +50,11 @@ def transform(
     itself is not changed.
 
     level: an int ≥ 0 (0, the default, factorizes nothing) or "depthwise"; see `fxfactor.groups_at`.
-    bits: 2 to 8, or (weight bits, activation bits), where weights may have one, −1 and 1 times a scale; None, the default,
-    stays in floating point. The first layer and the classifier get 8 bits. width: channels between the factors, as a
-    multiple of the input channels: 2 costs up to twice the MACs and keeps far more accuracy. join_bits: of tensors that
-    enter additions (None: as the activations): 8 keeps what residual blocks carry past each other, and layers that read it
-    get a copy in their own bits. plan: groups, mid and bits for
-    each layer, instead of level, bits and width.
+    bits: 2 to 8, or (weight bits, activation bits), where weights may have one, −1 and 1 times a scale; None, the
+    default, stays in floating point. The first layer and the classifier get 8 bits. width: channels between the
+    factors, as a multiple of the input channels: 2 costs up to twice the MACs and keeps far more accuracy. join_bits:
+    of tensors that enter additions, 8 where nothing is said: layers that read such a tensor get a copy in their own
+    bits. plan: groups, mid and bits for each layer, instead of level, bits and width.
     keep: module paths that are not factorized. example_inputs: a tensor or tuple of arguments, where the input cannot be
     inferred and there is no calibration.
     calibration: batches of images; the factors are then fitted to the outputs on them and the activation ranges set

@@ -54,10 +54,11 @@ class Quantize(Pass):
 
     Before: conv → BN → ReLU → conv. After: QuantConv2d → BN → QuantReLU → QuantConv2d, with QuantIdentity on the
     network's input, between the factors of a depth-factorized subgraph, and wherever else a tensor enters a layer, an
-    addition, a concatenation or an average pooling. Batch norms stay. Tensors that meet share one quantizer, so that their
-    scales agree; a shared quantizer takes the most bits that any of its layers asks for. With `join_bits` (of a plan:
-    residual_bits) tensors that enter an addition have so many, and layers that ask for fewer a quantizer of their own.
-    Unsigned where no value can be negative, signed elsewhere. Tensors, not QuantTensors, flow between the layers.
+    addition, a concatenation or an average pooling. Batch norms stay. Tensors that meet share one quantizer, so that
+    their scales agree; a shared quantizer takes the most bits that any of its layers asks for. With `join_bits` (8 if
+    nothing is said; of a plan: residual_bits) tensors that enter an addition have so many, and layers that ask for
+    fewer a quantizer of their own. Unsigned where no value can be negative, signed elsewhere. Tensors, not
+    QuantTensors, flow between the layers.
 
     `boundary_bits` is what the first and the last layer get when no plan is given. Ranges come from the batch norms'
     own statistics (`fxfactor.quantization.batch_norm_statistics`); `fxfactor.calibrate` sets them from images.

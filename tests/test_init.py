@@ -43,8 +43,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "export": {"target": "qonnx", "example_inputs": None},
     "finetune": {
-        "teacher": None, "epochs": 2, "learning_rate": 2e-3, "label_weight": 0.0, "augment": None,
-        "batch_norm": "fixed", "weight_limits": "learned", "precision": "float32", "seed": 0, "checkpoint": None,
+        "teacher": None, "epochs": 2, "learning_rate": 2e-3, "label_weight": 0.0, "label_epochs": None, "augment": None,
+        "batch_norm": "fixed", "weight_limits": "learned", "oscillations": "free", "precision": "float32", "seed": 0, "checkpoint": None,
     },
     "groups_at": {"original_groups": 1},
     "reconstruct": {
@@ -58,7 +58,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "board": None, "clock_ns": 5.0, "target_fps": 1000, "python": None, "workers": 1, "engine": "local",
     },
     "summary": {"show": True},
-    "transform": {"level": None, "bits": None, "width": 1, "plan": None, "keep": (), "example_inputs": None, "calibration": None,
+    "transform": {"level": None, "bits": None, "width": 1, "join_bits": None, "plan": None, "keep": (), "example_inputs": None, "calibration": None,
         "recover": None, "steps": 1000, "compare": True, "precision": "float32",
     },
 }  # fmt: skip

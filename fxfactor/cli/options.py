@@ -78,7 +78,7 @@ BitsOfAdditions = Annotated[
         "--join-bits",
         min=2,
         max=8,
-        help="Bits of tensors that enter additions, also where a layer reads them. None: as the activations.",
+        help="Bits of tensors that enter additions; layers read a copy in their own bits. 8 if nothing is said.",
     ),
 ]
 Keep = Annotated[

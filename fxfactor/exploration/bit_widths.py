@@ -17,15 +17,16 @@ from torch import nn
 from torch.fx import GraphModule
 
 from fxfactor.analysis.cost import FLOAT_BITS, Cost, cost
-from fxfactor.graph.dataflow import input_quantizer
-from fxfactor.graph.questions import LAYERS, is_quantizer, layers, sites
+from fxfactor.graph.dataflow import consumers, input_quantizer, is_join
+from fxfactor.graph.questions import LAYERS, is_quantizer, layers, module_of, sites
 from fxfactor.plan.plan import Plan
 from fxfactor.quantization.brevitas_layers import is_signed, quantizer_bits
 from fxfactor.quantization.histogram import Histogram, best_limit
 from fxfactor.quantization.levels import integer_range, rounded_weight, scale_at
 from fxfactor.quantization.plain_copy import FixedQuantizer, plain_layer
 
-LEAST_BITS, MOST_BITS = 2, 8
+LEAST_BITS, MOST_BITS = 2, 7
+"""Of activations. One less than additions have, so that the copies which layers read of them stand in both networks."""
 
 
 class BitWidths:
@@ -33,7 +34,7 @@ class BitWidths:
 
     A quantizer has the most bits that any layer behind it asks for: those that are varied, or fixed ones (8 for the
     first layer). Two networks are enough to tell: where both have the same bits these are fixed, elsewhere the varied
-    bits hold unless fixed ones are more.
+    bits hold unless fixed ones are more. A copy of a tensor that has no more bits than it is none.
     """
 
     def __init__(self, fewest: GraphModule, most: GraphModule) -> None:
@@ -46,6 +47,12 @@ class BitWidths:
         for node, _ in layers(most):
             self.reads.setdefault(str(node.target), set()).add(names.get(cast(nn.Module, input_quantizer(node))))
         self.cost_at_most = cost(most)
+        self.copied_from = {
+            str(node.target): given
+            for node in most.graph.nodes
+            if is_quantizer(module_of(node))
+            and (given := input_quantizer(node)) is not None and not any(map(is_join, consumers(node)))
+        }  # fmt: skip
 
     @property
     def alike(self) -> bool:
@@ -66,7 +73,9 @@ class BitWidths:
         replaced: dict[int, Any] = {}
         for name, module in self.network.named_modules():
             if is_quantizer(module):
-                replaced[id(module)] = _rounding(module, self.bits(name, activation_bits), histograms[name])
+                bits, given = self.bits(name, activation_bits), self.copied_from.get(name)
+                needed = given is None or bits < quantizer_bits(given)
+                replaced[id(module)] = _rounding(module, bits, histograms[name]) if needed else nn.Identity()
             elif isinstance(module, LAYERS) and name in self.site_of:
                 bits = plan.layers[self.site_of[name]].weight_bits
                 replaced[id(module)] = plain_layer(

@@ -195,7 +195,7 @@ class RungWalk:
 
     def _precisions(self, state: RungState, rung: Rung) -> BitWidths:
         if state.precisions is None:
-            fewest, most = (self._quantized(state, rung, (bits, bits)) for bits in (LEAST_BITS, MOST_BITS))
+            fewest, most = (self._quantized(state, rung, (8, bits)) for bits in (LEAST_BITS, MOST_BITS))
             state.precisions = BitWidths(fewest, most)
         return state.precisions
 

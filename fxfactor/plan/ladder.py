@@ -22,6 +22,7 @@ Level = int | Literal["depthwise"]
 
 BITS = range(2, 9)
 WEIGHT_BITS = range(1, 9)
+MOST_BITS = BITS[-1]
 SMALLEST_INPUT = 8
 """Convolutions with fewer input channels are left as they are: there is next to nothing to save."""
 

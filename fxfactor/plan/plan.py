@@ -19,7 +19,7 @@ from fxfactor.errors import PreconditionError
 from fxfactor.files import write_text
 from fxfactor.graph.dataflow import consumers, input_quantizer, is_layer
 from fxfactor.graph.questions import CONVOLUTIONS, is_quantizer, module_of, sites
-from fxfactor.plan.ladder import Level, check_bits, check_level, check_weight_bits, check_width, choose_shape
+from fxfactor.plan.ladder import MOST_BITS, Level, check_bits, check_level, check_weight_bits, check_width, choose_shape
 from fxfactor.plan.layer_plan import LayerPlan
 from fxfactor.quantization.brevitas_layers import bits_of, is_quantized_layer, weight_bits_of
 
@@ -65,7 +65,7 @@ class Plan:
         """The plan that one level, one bit width and one width (mid / C_in) stand for.
 
         The first layer and the last one (the classifier) take `boundary_bits` where the others are quantized. join_bits:
-        of everything that enters an addition, also where a layer reads it; None: as many as activations have. Sites in
+        of everything that enters an addition, also where a layer reads it; None: 8 where activations are quantized. Sites in
         `keep`, or below a path in `keep`, are not factorized. Raises PreconditionError on a level, bits or width out of
         range and on a path in `keep` that names nothing.
         """
@@ -87,7 +87,9 @@ class Plan:
                 weight_bits=boundary_bits if at_end and weight_bits is not None else weight_bits,
                 activation_bits=boundary_bits if at_end and activation_bits is not None else activation_bits,
             )
-        return cls(layers, activation_bits if join_bits is None else join_bits, join_bits)
+        if activation_bits is not None and join_bits is None:
+            join_bits = MOST_BITS
+        return cls(layers, join_bits, join_bits)
 
     @classmethod
     @checked

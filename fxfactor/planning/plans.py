@@ -197,7 +197,7 @@ def _plan(
     join_bits: Bits,
 ) -> Plan:
     layers = {site.site: option.layer for site, option in zip(sites, chosen, strict=True)}
-    return Plan(layers, join_bits, explanation=explain(sites, chosen, limits, space, measure))
+    return Plan(layers, join_bits, join_bits, explain(sites, chosen, limits, space, measure))
 
 
 def explain(

@@ -73,8 +73,11 @@ def count_activations(qmodel: GraphModule, loader: Iterable[Any]) -> dict[str, H
 
 
 def set_ranges(qmodel: GraphModule, histograms: Mapping[str, Histogram]) -> GraphModule:
-    """Set the range of every quantizer that was counted to the one that loses least at its bits, in place."""
-    for name, histogram in histograms.items():
-        quantizer = qmodel.get_submodule(name)
-        set_limit(quantizer, best_limit(histogram, quantizer_bits(quantizer), is_signed(quantizer)))
+    """Set the range of every quantizer that was counted to the one that loses least at its bits, in place.
+
+    What was counted in a network with more quantizers will do.
+    """
+    for name, quantizer in qmodel.named_modules():
+        if name in histograms:
+            set_limit(quantizer, best_limit(histograms[name], quantizer_bits(quantizer), is_signed(quantizer)))
     return qmodel

@@ -15,7 +15,7 @@ import fxfactor
 def test_networks_between_the_fewest_and_the_most_bits_are_those_that_quantizing_gives(
     boundary_bits: int | None,
 ) -> None:
-    from fxfactor.exploration.bit_widths import BitWidths
+    from fxfactor.exploration.bit_widths import LEAST_BITS, MOST_BITS, BitWidths
     from fxfactor.passes import Quantize
     from fxfactor.quantization.calibrate import count_activations, set_ranges
     from fxfactor.quantization.plain_copy import freeze
@@ -28,7 +28,7 @@ def test_networks_between_the_fewest_and_the_most_bits_are_those_that_quantizing
     def quantized(*pair: int) -> Any:
         return fxfactor.Pipeline(Quantize(plan=plan(*pair)))(graph).graph.eval()
 
-    precisions = BitWidths(quantized(2, 2), quantized(8, 8))
+    precisions = BitWidths(quantized(8, LEAST_BITS), quantized(8, MOST_BITS))
     assert precisions.alike
     histograms = count_activations(precisions.network, TRAIN)
     for pair in ((2, 2), (3, 6), (8, 4), (8, 8)):

@@ -137,7 +137,7 @@ def test_rungs_are_every_level_at_every_width() -> None:
 
 def test_pairs_of_bits_go_from_many_to_few_each_once() -> None:
     assert pairs_of((2, (8, 4), None, (4, 8), 2, (None, 4))) == ((None, None), (None, 4), (8, 4), (4, 8), (2, 2))
-    for wrong in ((4, 4, 4), (1, 4), (4, 0)):
+    for wrong in ((4, 4, 4), (0, 4), (4, 1), 1):
         with pytest.raises(PreconditionError, match="bits"):
             pairs_of((wrong,))
 

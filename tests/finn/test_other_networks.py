@@ -272,7 +272,7 @@ def test_copies_of_fewer_bits_give_what_torch_gives(level: Any, bits: Any, tmp_p
     file = fxfactor.export(qmodel, tmp_path / "net.onnx", example_inputs=images[:1]).path
     assert fxfactor.finn.check(file) == []
     assert relative(load_integers(file)(images.numpy()), fxfactor.finn.reference(qmodel, images)) < 1e-6
-    without = fxfactor.transform(model, level=level, bits=bits, calibration=[images], recover="none")
+    without = fxfactor.transform(model, level=level, bits=bits, join_bits=4, calibration=[images], recover="none")
     with torch.no_grad():
         assert relative(without(images).numpy(), qmodel(images).numpy()) > 1e-2
 

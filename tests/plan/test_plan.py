@@ -48,7 +48,11 @@ def test_a_level_and_bits_are_a_plan():
         "block.conv2": LayerPlan(8, None, 4, 3),
         "classifier": LayerPlan(None, None, 8, 8),
     }
-    assert plan.join_bits == 3
+    assert (plan.join_bits, plan.residual_bits) == (8, 8)
+    narrow = Plan.uniform(graph, level=3, weight_bits=4, activation_bits=3, join_bits=3)
+    assert (narrow.join_bits, narrow.residual_bits, narrow.layers) == (3, 3, plan.layers)
+    weights = Plan.uniform(graph, level=3, weight_bits=4)
+    assert (weights.join_bits, weights.residual_bits) == (None, None)
 
 
 def test_a_width_is_channels_between_the_factors():
@@ -193,4 +197,4 @@ def test_a_plan_for_a_graph_made_by_passes():
     graph = Pipeline(FactorizeDepth(level=2), Quantize(4, 4))(capture(randomized(ResidualNet()))).graph
     plan = Plan.of(graph)
     assert plan.layers["block.conv1"] == LayerPlan(4, 16, 4, 4)
-    assert plan.join_bits == 4
+    assert (plan.join_bits, plan.residual_bits) == (8, 8)

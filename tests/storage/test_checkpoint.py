@@ -85,8 +85,8 @@ class HalvesMeet(nn.Module):
 
 def test_bits_of_joins_are_those_that_were_asked_for(tmp_path):
     model, images = randomized(HalvesMeet()), torch.randn(2, 4, 8, 8)
-    graph = transform(model, level=0, bits=4, example_inputs=images)
-    assert Plan.of(graph).join_bits == 4
+    graph = transform(model, level=0, bits=4, join_bits=5, example_inputs=images)
+    assert Plan.of(graph).join_bits == 5
     again = load(save(graph, tmp_path / "net"), model)
     assert torch.equal(again.eval()(images), graph.eval()(images))
     assert Plan.of(again) == Plan.of(graph)
@@ -96,7 +96,7 @@ def test_weights_that_are_quantized_afterwards_leave_the_bits_of_joins_alone():
     captured = transform(randomized(HalvesMeet()), level=0, example_inputs=torch.randn(2, 4, 8, 8))
     activations = Pipeline(Quantize(activation_bits=4))(captured).graph
     both = Pipeline(Quantize(weight_bits=4))(activations).graph
-    assert Plan.of(both).join_bits == Plan.of(activations).join_bits == 4
+    assert Plan.of(both).join_bits == Plan.of(activations).join_bits == 8
 
 
 def test_residual_tensors_with_more_bits_come_back(tmp_path):
@@ -122,9 +122,9 @@ def change_notes(folder, change):
 def test_bits_that_the_plan_does_not_give_are_refused(tmp_path):
     graph = transformed()
     save(graph, tmp_path / "net")
-    path = next(path for path, module in graph.named_modules() if is_quantizer(module))
+    path, bits = next((path, bits_of(module)) for path, module in graph.named_modules() if is_quantizer(module))
     change_notes(tmp_path / "net", lambda about: about["bits"].update({path: 7}))
-    with pytest.raises(PreconditionError, match=rf"'{path}' has 7 bits in '.*' and 4 as its plan gives them"):
+    with pytest.raises(PreconditionError, match=rf"'{path}' has 7 bits in '.*' and {bits} as its plan gives them"):
         load(tmp_path / "net", ResidualNet())
 
 
