@@ -230,6 +230,19 @@ def parse_bits(text: str) -> Any:
     return tuple(found)
 
 
+def parse_rate(text: str) -> float | None:
+    """ "0.002", or "try" (None): a learning rate that is tried out."""
+    if text == "try":
+        return None
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < float("inf"):
+        raise typer.BadParameter(f'a number above 0, or "try", is required, found "{text}"')
+    return rate
+
+
 def parse_join_bits(text: str) -> Any:
     """ "8", "4,6,8": bits of tensors that enter additions."""
     parts = [part.strip() for part in text.split(",")]

@@ -19,6 +19,7 @@ from fxfactor.cli.options import (
     TrustSource,
     Weights,
     parse_one_of,
+    parse_rate,
     pictures_of,
 )
 from fxfactor.cli.output import Json, going_on, note, show, show_json, suggest
@@ -162,10 +163,21 @@ def finetune(
     model: Model = None,
     trust_source: TrustSource = False,
     epochs: Annotated[int, typer.Option(min=1, help="Times that all images are seen.")] = 2,
-    learning_rate: Annotated[float, typer.Option(help="Of Adam, at the start of a cosine.")] = 2e-3,
+    learning_rate: Annotated[
+        Any,
+        typer.Option(
+            parser=parse_rate,
+            metavar="NUMBER|try",
+            help="Of Adam, at the start of a cosine; [bold]try[/] tries four, for a fifth more time.",
+        ),
+    ] = "2e-3",
     label_weight: Annotated[
         float, typer.Option(min=0.0, help="Weight of the labels beside the teacher's answers.")
     ] = 0.0,
+    label_epochs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Labels count in so many of the last epochs alone; in all if none is given."),
+    ] = None,
     augment: Annotated[bool, typer.Option("--augment", help="Mirror and shift the images.")] = False,
     batch_norm: Annotated[
         str,
@@ -183,6 +195,14 @@ def finetune(
             metavar="learned|largest",
         ),
     ] = "learned",
+    oscillations: Annotated[
+        str,
+        typer.Option(
+            parser=parse_one_of("free", "frozen"),
+            help="Weights that jump to and fro between two levels: free, or frozen.",
+            metavar="free|frozen",
+        ),
+    ] = "free",
     learn_thresholds: Annotated[
         bool, typer.Option("--learn-thresholds", help="Train the thresholds of activations too; they cost nothing.")
     ] = False,
@@ -235,15 +255,21 @@ def finetune(
             epochs=epochs,
             learning_rate=learning_rate,
             label_weight=label_weight,
+            label_epochs=label_epochs,
             augment=fxfactor.flip_and_shift if augment else None,
             batch_norm=cast(Any, batch_norm),
             weight_limits=cast(Any, weight_limits),
+            oscillations=cast(Any, oscillations),
             precision=cast(Any, precision),
             seed=seed,
             checkpoint=checkpoint,
         )
     for each in told:
-        note(f"epoch {each.number + 1}: loss {each.loss:.4g}, {each.images:,} images in {each.seconds:.0f} s")
+        held = f", {each.frozen_weights:,} weights frozen" if oscillations == "frozen" else ""
+        rate = f", learning rate {each.learning_rate:g}" if learning_rate is None else ""
+        note(
+            f"epoch {each.number + 1}: loss {each.loss:.4g}, {each.images:,} images in {each.seconds:.0f} s{rate}{held}"
+        )
     fxfactor.save(network, output, source=naming.model)
     if as_json:
         show_json([vars(each) for each in told])

@@ -73,9 +73,9 @@ class BitWidths:
         replaced: dict[int, Any] = {}
         for name, module in self.network.named_modules():
             if is_quantizer(module):
-                bits, given = self.bits(name, activation_bits), self.copied_from.get(name)
-                needed = given is None or bits < quantizer_bits(given)
-                replaced[id(module)] = _rounding(module, bits, histograms[name]) if needed else nn.Identity()
+                here, given = self.bits(name, activation_bits), self.copied_from.get(name)
+                needed = given is None or here < quantizer_bits(given)
+                replaced[id(module)] = _rounding(module, here, histograms[name]) if needed else nn.Identity()
             elif isinstance(module, LAYERS) and name in self.site_of:
                 bits = plan.layers[self.site_of[name]].weight_bits
                 replaced[id(module)] = plain_layer(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from cli_helpers import SMALL, run
+from cli_helpers import SMALL, error_of, run
 
 import fxfactor
 from fxfactor.quantization.brevitas_layers import is_quantized_layer
@@ -85,6 +86,18 @@ def test_weights_end_on_their_levels_where_their_limits_are_learned(trained: Pat
     layers = [module for module in tuned.modules() if is_quantized_layer(module)]
     rounded = [torch.allclose(layer.quant_weight().value, layer.weight, atol=1e-6) for layer in layers]
     assert all(rounded) == (limits == "learned")
+
+
+def test_rates_are_tried_and_jumping_weights_frozen_where_asked_for(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = ["finetune", "net", "--model", NET, "--weights", "w.pth", "--images", "set.npz", "--epochs", "2"]
+    asked = ["--oscillations", "frozen", "--label-weight", "1", "--label-epochs", "1", "-o", "tuned"]
+    assert run(*train, "--learning-rate", "try", *asked) == 0
+    told = capsys.readouterr().err
+    assert re.search(r"epoch 2: loss .* learning rate (0.0005|0.001|0.002|0.005), \d+ weights frozen", told)
+    assert "required" in error_of(capsys, *train, "--learning-rate", "-1", "-o", "other", code=2)
+    assert not Path("other").exists()
 
 
 def test_the_table_of_accuracies(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
