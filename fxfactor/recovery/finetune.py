@@ -338,14 +338,16 @@ def _process() -> int | None:
 
 
 def _again_and_again(loader: Iterable[Any], first: int) -> Iterator[Any]:
-    """The batches behind the first ones, over and over; all where there are no others."""
+    """The batches behind the first ones, over and over; all where there are no others. Ends with a loader that does."""
     while True:
-        behind = False
-        for index, batch in enumerate(loader):
-            if index >= first:
-                behind = True
+        count = 0
+        for batch in loader:
+            count += 1
+            if count > first:
                 yield batch
-        first = first if behind else 0
+        if count == 0:
+            return
+        first = first if count > first else 0
 
 
 def _mean_loss(task: nn.Module, batches: list[tuple[Tensor, Tensor | None]]) -> float:
@@ -354,7 +356,7 @@ def _mean_loss(task: nn.Module, batches: list[tuple[Tensor, Tensor | None]]) -> 
         total = torch.stack([task(*batch) for batch in batches]).mean()
     if _process() is not None:
         distributed.all_reduce(total)
-    return float(total)
+    return float(total.nan_to_num(nan=math.inf))
 
 
 def _finite(loss: float, epoch: int, step: int) -> float:

@@ -149,7 +149,7 @@ def test_weights_that_jump_are_frozen_and_stay_so_after_an_interruption(tmp_path
 
 def test_the_learning_rate_is_chosen_by_trials_that_leave_no_trace(tmp_path, monkeypatch):
     options = {"teacher": model(), "epochs": 2, "checkpoint": tmp_path / "tried"}
-    monkeypatch.setattr(finetuning, "RATES", (1e-7, 2e-2, 1e3))
+    monkeypatch.setattr(finetuning, "RATES", (1e30, 1e-7, 2e-2))
     tried, given = compressed(), compressed()
     told = finetune(tried, loader(), learning_rate=None, **options)
     assert [each.learning_rate for each in told] == [2e-2, 2e-2]
@@ -187,6 +187,11 @@ def test_what_learning_rates_are_judged_by_is_not_trained_on(monkeypatch):
     trials = seen[:-3]
     assert len(trials) == finetuning.TRIAL_STEPS
     assert all(torch.equal(batch, data[2][0]) for batch in trials)
+
+
+def test_rates_cannot_be_tried_on_a_loader_that_ends():
+    with pytest.raises(PreconditionError, match="found an empty loader"):
+        finetune(compressed(), iter([(images(), labels())] * 30), epochs=1, learning_rate=None)
 
 
 def test_labels_may_count_in_the_last_epochs_alone():
