@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP_FLAGS := -qq --disable-pip-version-check --root-user-action=ignore
 TEST_FLAGS ?= -n 2
 # CI runs the slow tests in turn: of SLICES parts the one that the commit's hash points at.
-SLICES ?= 32
+SLICES ?= 48
 SLICE ?= $(shell printf '%d' $$((0x$$(git rev-parse --short=8 HEAD 2>/dev/null || echo 0) % $(SLICES))))
 
 # Two test processes share the machine: more threads in each would only be in each other's way.
