@@ -47,16 +47,16 @@ def test_a_weight_that_jumps_stays_where_it_was_most(layer: nn.Module) -> None:
 
 
 def test_the_threshold_falls(layer: nn.Module) -> None:
-    """A turn in every fortieth step is fewer than the first threshold and more than the last."""
-    assert LAST < 1 / 40 < FIRST
+    """A turn in every fortieth step is fewer than the first threshold and more than the last, in every twentieth more than both."""
+    assert LAST < 1 / 40 < FIRST < 1 / 20 < FIRST + LAST + 0.01
     frozen = []
-    for progress in (0.0, 1.0):
+    for every, progress in ((40, 0.0), (40, 1.0), (20, 0.0)):
         freezing = Freezing(layer)
         for step in range(400):
-            put(layer, 0.12 if (step // 40) % 2 else 0.18, 0.0, 0.0)
+            put(layer, 0.12 if (step // every) % 2 else 0.18, 0.0, 0.0)
             freezing.step(progress)
         frozen.append(freezing.frozen)
-    assert frozen == [0, 1]
+    assert frozen == [0, 1, 1]
 
 
 def test_a_step_aside_and_further_is_no_turn(layer: nn.Module) -> None:
