@@ -17,7 +17,7 @@ from fxfactor import Change, LayerPlan, Plan, PreconditionError, Skip, calibrate
 from fxfactor.graph import is_quantizer, layers, module_of, sites
 from fxfactor.graph.dataflow import input_quantizer, is_average_pooling, is_join, tensor_inputs
 from fxfactor.passes import FactorizeDepth, Quantize
-from fxfactor.pipeline import Pipeline
+from fxfactor.pipeline import HISTORY, Pipeline
 from fxfactor.quantization.brevitas_layers import get_limit, is_signed, quantizer_bits
 
 IMAGE = (2, 3, 16, 16)
@@ -438,6 +438,17 @@ def test_ranges_without_data_are_near_those_from_calibration(name, level):
 def test_wrong_settings_are_refused(settings, message):
     with pytest.raises(PreconditionError, match=message):
         Quantize(**settings)
+
+
+def test_half_precision_is_refused_by_the_name_of_its_parameter():
+    graph = capture(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)), torch.zeros(IMAGE)).half()
+    with pytest.raises(PreconditionError, match=r"float32 or bfloat16, found '0\.weight' in float16"):
+        Quantize(4, 4)(graph)
+
+
+def test_what_is_quantized_already_is_told_by_its_path():
+    again = Quantize(weight_bits=4)(quantized(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))))
+    assert Skip("1", "already quantized") in again.graph.meta[HISTORY]
 
 
 def test_unknown_sites_in_the_plan_are_refused():
