@@ -18,7 +18,7 @@ from fxfactor.graph.questions import convolutions, sites
 from fxfactor.graph.watching import images_of
 from fxfactor.passes import FactorizeDepth, Quantize
 from fxfactor.pipeline import HISTORY, Change, Pipeline
-from fxfactor.plan.ladder import Level, check_bits, check_level, check_weight_bits
+from fxfactor.plan.ladder import Level, check_bits, check_join_bits, check_level, check_weight_bits
 from fxfactor.plan.plan import Plan
 from fxfactor.plan_passes import plan_passes
 from fxfactor.quantization.calibrate import calibrate
@@ -96,10 +96,7 @@ def transform(
     weight_bits, activation_bits = bits if isinstance(bits, tuple) and len(bits) == 2 else (bits, bits)
     check_bits(activation_bits, "bits")
     check_weight_bits(weight_bits, "bits")
-    if join_bits is not None and activation_bits is None:
-        raise PreconditionError(
-            f"transform(join_bits={join_bits!r}) needs bits for activations too: without them additions stay in floating point"
-        )
+    check_join_bits(join_bits, activation_bits)
     images = None if calibration is None else images_of(calibration, "calibration")
     if example_inputs is None and images:
         own = next(model.parameters(), images[0]) if isinstance(model, nn.Module) else images[0]

@@ -31,7 +31,7 @@ from fxfactor.graph.dataflow import (
     tensor_inputs,
 )
 from fxfactor.pipeline import Change, Pass, Skip
-from fxfactor.plan.ladder import check_bits, check_weight_bits
+from fxfactor.plan.ladder import check_bits, check_join_bits, check_weight_bits
 from fxfactor.plan.layer_plan import LayerPlan
 from fxfactor.plan.plan import JOIN_BITS, RESIDUAL_BITS, Plan
 from fxfactor.quantization.batch_norm_statistics import histogram_of, propagate_statistics
@@ -80,15 +80,10 @@ class Quantize(Pass):
         check_weight_bits(self.weight_bits, "weight_bits")
         check_bits(self.activation_bits, "activation_bits")
         check_bits(self.boundary_bits, "boundary_bits")
-        check_bits(self.join_bits, "join_bits")
         given = self.weight_bits is not None or self.activation_bits is not None
         if given == (self.plan is not None):
             raise PreconditionError("Quantize needs weight_bits and/or activation_bits, or a plan, and not both")
-        if self.join_bits is not None and self.activation_bits is None:
-            raise PreconditionError(
-                f"join_bits={self.join_bits} needs activation_bits: without them additions stay in floating point (a plan has "
-                "join_bits and residual_bits of its own)"
-            )
+        check_join_bits(self.join_bits, self.activation_bits)
 
     def check(self, graph: GraphModule) -> None:
         half = next((name for name, p in graph.named_parameters() if p.dtype == torch.float16), None)
@@ -242,7 +237,8 @@ class _Placement:
         behind = [user for node in members for user in consumers(node, beyond_joins)]
         wanted = [bits for bits in (self.layer_bits.get(user) for user in behind) if bits is not None]
         if wanted:
-            return max(*wanted, self.residual_bits or 0 if self.added.intersection(members) else 0)
+            added = self.added.intersection(members)
+            return max(*wanted, self.residual_bits or 0) if added else max(wanted)
         return self.join_bits if self.join_bits is not None else self._bits(members)
 
     def _note(self, members: list[Node], quantizer: nn.Module) -> None:

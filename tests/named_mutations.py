@@ -151,7 +151,7 @@ NAMED: dict[str, tuple[str, str, str]] = {
     ),
     "a tensor that is added has the bits of its layers": (
         "passes/quantize.py",
-        "max(*wanted, self.residual_bits or 0 if self.added.intersection(members) else 0)",
+        "max(*wanted, self.residual_bits or 0) if added else max(wanted)",
         "max(wanted)",
     ),
     "a layer reads all bits of what is added": (

@@ -177,7 +177,7 @@ def test_a_transformed_graph_can_be_transformed_further():
         ({"bits": (4, 4, 4)}, r"found \(4, 4, 4\)"),
         ({"bits": "4"}, "found '4'"),
         ({"bits": 4, "join_bits": 1}, "join_bits must be an int from 2 to 8, or None for floating point, found 1"),
-        ({"level": 1, "join_bits": 8}, r"join_bits=8\) needs bits for activations too"),
+        ({"level": 1, "join_bits": 8}, "join_bits=8 needs bits for activations too"),
         ({"bits": (4, None), "join_bits": 8}, "needs bits for activations too"),
         ({"plan": Plan(), "join_bits": 8}, "not both; found level=None, bits=None, join_bits=8 and a plan"),
         ({"level": 1, "plan": Plan()}, "give a plan, or level and bits, not both; found level=1, bits=None and a plan"),

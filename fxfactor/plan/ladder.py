@@ -53,6 +53,16 @@ def check_weight_bits(bits: object, what: str) -> None:
     check_bits(bits, what, WEIGHT_BITS)
 
 
+def check_join_bits(bits: int | None, activation_bits: int | None) -> None:
+    """Raise PreconditionError unless `bits` is None or, where activations are quantized, an int from 2 to 8."""
+    check_bits(bits, "join_bits")
+    if bits is not None and activation_bits is None:
+        raise PreconditionError(
+            f"join_bits={bits} needs bits for activations too, found None: without them additions stay in floating point; "
+            "give both, or a plan, which has join_bits and residual_bits of its own"
+        )
+
+
 @partial(checked, but=("level",))
 def groups_at(level: Level, channels: int, original_groups: int = 1) -> int:
     """Groups of the spatial factor: the largest divisor of `channels` that is at most 2^level.

@@ -19,7 +19,16 @@ from fxfactor.errors import PreconditionError
 from fxfactor.files import write_text
 from fxfactor.graph.dataflow import consumers, input_quantizer, is_layer
 from fxfactor.graph.questions import CONVOLUTIONS, is_quantizer, module_of, sites
-from fxfactor.plan.ladder import MOST_BITS, Level, check_bits, check_level, check_weight_bits, check_width, choose_shape
+from fxfactor.plan.ladder import (
+    MOST_BITS,
+    Level,
+    check_bits,
+    check_join_bits,
+    check_level,
+    check_weight_bits,
+    check_width,
+    choose_shape,
+)
 from fxfactor.plan.layer_plan import LayerPlan
 from fxfactor.quantization.brevitas_layers import bits_of, is_quantized_layer, weight_bits_of
 
@@ -73,6 +82,7 @@ class Plan:
         check_width(width)
         check_weight_bits(weight_bits, "weight_bits")
         check_bits(activation_bits, "activation_bits")
+        check_join_bits(join_bits, activation_bits)
         known = sites(graph)
         kept = kept_sites(graph, keep)
         ends = {next(iter(known), ""), next(reversed(known), "")}

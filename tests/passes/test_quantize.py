@@ -427,7 +427,7 @@ def test_ranges_without_data_are_near_those_from_calibration(name, level):
     [
         ({"weight_bits": 9}, "weight_bits must be an int from 1 to 8, or None for floating point, found 9"),
         ({"activation_bits": 1}, "activation_bits must be an int from 2 to 8, or None for floating point, found 1"),
-        ({"weight_bits": 4, "join_bits": 8}, "join_bits=8 needs activation_bits"),
+        ({"weight_bits": 4, "join_bits": 8}, "join_bits=8 needs bits for activations too"),
         ({"weight_bits": 4, "boundary_bits": 16}, "boundary_bits must be an int from 2 to 8"),
         ({"weight_bits": 4.0}, r"found 4\.0"),
         ({"weight_bits": True}, "found True"),

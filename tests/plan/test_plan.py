@@ -53,6 +53,8 @@ def test_a_level_and_bits_are_a_plan():
     assert (narrow.join_bits, narrow.residual_bits, narrow.layers) == (3, 3, plan.layers)
     weights = Plan.uniform(graph, level=3, weight_bits=4)
     assert (weights.join_bits, weights.residual_bits) == (None, None)
+    with pytest.raises(PreconditionError, match="join_bits=8 needs bits for activations too, found None"):
+        Plan.uniform(graph, level=3, weight_bits=4, join_bits=8)
 
 
 def test_a_width_is_channels_between_the_factors():
